@@ -1,0 +1,1 @@
+"""The mathematics of distillation in plain torch: networks' outputs in, losses out."""

@@ -1,0 +1,34 @@
+"""The few error messages that every loss shares, raised where torch would broadcast silently."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+from torch import Tensor
+
+
+def check_same_shape(student: Tensor, teacher: Tensor) -> None:
+    """Raise ValueError unless both tensors have one shape."""
+    if student.shape != teacher.shape:
+        raise ValueError(
+            f"student and teacher must have the same shape, got {tuple(student.shape)} and "
+            f"{tuple(teacher.shape)}"
+        )
+
+
+def check_same_width(student: Tensor, teacher: Tensor) -> None:
+    """Raise ValueError unless both are matrices (rows, width) of one width."""
+    if student.ndim != 2 or teacher.ndim != 2 or student.shape[1] != teacher.shape[1]:
+        raise ValueError(
+            "student and teacher must be matrices (rows, width) of the same width, got "
+            f"{tuple(student.shape)} and {tuple(teacher.shape)}"
+        )
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
+    """The message for a name that is not in a table, with the nearest one that is."""
+    names = sorted(known)
+    nearest = get_close_matches(name, names, n=1, cutoff=0.5)
+    hint = f"did you mean {nearest[0]!r}?" if nearest else f"known: {', '.join(names)}"
+    return f"unknown {kind} {name!r}; {hint}"

@@ -1,0 +1,159 @@
+"""What a loss is to the rest: a line of the table, and the module it becomes for one run."""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from kdcore.projectors import projector, same_resolution
+from kdcore.rows import gather_rows
+from kdcore.taps import EMBEDDING
+from kdcore.types import Batch, Outputs, Probe
+
+
+class Term(nn.Module, ABC):
+    """One loss of one run, with its hyper-parameters and whatever it learns or remembers."""
+
+    @abstractmethod
+    def forward(
+        self, student: Outputs, teacher: Outputs | None, batch: Batch
+    ) -> Float[Tensor, ""]: ...
+
+
+@dataclass(frozen=True)
+class Loss(ABC):
+    """One line of ``LOSSES``: what the loss compares, what it needs, how its term is made.
+
+    The signature of ``function`` is the schema: its positional parameters (``student``,
+    ``teacher``, ``label``) come from the run, its keyword-only ones from the configuration.
+    ``batch_level`` says that samples are compared with each other, so that under DDP the rows of
+    all workers are gathered first.
+    """
+
+    function: Callable[..., Tensor]
+    batch_level: bool = False
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The positional parameters of the function."""
+        return tuple(
+            name
+            for name, parameter in inspect.signature(self.function).parameters.items()
+            if parameter.kind is not inspect.Parameter.KEYWORD_ONLY
+        )
+
+    @property
+    def hyperparameters(self) -> Mapping[str, inspect.Parameter]:
+        """The keyword-only parameters of the function, with types and defaults."""
+        parameters = inspect.signature(self.function, eval_str=True).parameters
+        return {
+            name: parameter
+            for name, parameter in parameters.items()
+            if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+        }
+
+    @property
+    def needs_teacher(self) -> bool:
+        return "teacher" in self.inputs
+
+    @property
+    @abstractmethod
+    def default_layers(self) -> Mapping[str, str]:
+        """Student layer to teacher layer where the run names none; empty if it may not."""
+
+    @abstractmethod
+    def build(self, params: Mapping[str, Any], layers: Mapping[str, str], probe: Probe) -> Term:
+        """The term for one run; raises ValueError where the probe's shapes do not suit."""
+
+
+@dataclass(frozen=True)
+class Logits(Loss):
+    """A function of the logits of both networks."""
+
+    @property
+    def default_layers(self) -> Mapping[str, str]:
+        return {}
+
+    def build(self, params: Mapping[str, Any], layers: Mapping[str, str], probe: Probe) -> Term:
+        return _LogitsTerm(self, params)
+
+
+@dataclass(frozen=True)
+class Features(Loss):
+    """A function of one feature of each network, summed over the pairs of layers of the run.
+
+    Where the channels differ a projector of the student's is made and trained with it, unless
+    ``project`` is false because the function compares any two widths.
+    """
+
+    project: bool = True
+
+    @property
+    def default_layers(self) -> Mapping[str, str]:
+        return {EMBEDDING: EMBEDDING}
+
+    def build(self, params: Mapping[str, Any], layers: Mapping[str, str], probe: Probe) -> Term:
+        return _FeaturesTerm(self, params, layers, probe)
+
+
+class _FunctionTerm(Term):
+    """What the terms of stateless functions share: which inputs, and whether rows are gathered."""
+
+    def __init__(self, loss: Loss, params: Mapping[str, Any]) -> None:
+        super().__init__()
+        self._function = partial(loss.function, **params)
+        self._inputs = loss.inputs
+        self._batch_level = loss.batch_level
+
+    def compare(self, values: Mapping[str, Tensor]) -> Tensor:
+        chosen = [values[name] for name in self._inputs]
+        if self._batch_level:
+            chosen = [gather_rows(rows) for rows in chosen]
+        return self._function(*chosen)
+
+
+class _LogitsTerm(_FunctionTerm):
+    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
+        values = {"student": student.logits, "label": batch.label}
+        if teacher is not None:
+            values["teacher"] = teacher.logits
+        return self.compare(values)
+
+
+class _FeaturesTerm(_FunctionTerm):
+    def __init__(
+        self, loss: Features, params: Mapping[str, Any], layers: Mapping[str, str], probe: Probe
+    ) -> None:
+        super().__init__(loss, params)
+        self._layers = dict(layers)
+        self.projectors = nn.ModuleList(
+            self._projector(loss, probe, student, teacher) for student, teacher in layers.items()
+        )
+
+    @staticmethod
+    def _projector(loss: Features, probe: Probe, student: str, teacher: str) -> nn.Module:
+        if not loss.project or probe.batch.teacher is None:
+            return nn.Identity()
+        here, there = probe.student.features[student], probe.batch.teacher.features[teacher]
+        try:
+            return projector(here.shape, there.shape)
+        except ValueError as error:
+            raise ValueError(f"layers {student!r}: {teacher!r}: {error}") from None
+
+    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
+        if teacher is None:
+            raise ValueError("a loss on features needs a teacher, the batch carries none")
+        total = batch.image.new_zeros(())
+        for (here, there), project in zip(self._layers.items(), self.projectors, strict=True):
+            pair = same_resolution(project(student.features[here]), teacher.features[there])
+            total = total + self.compare(
+                {"student": pair[0], "teacher": pair[1], "label": batch.label}
+            )
+        return total

@@ -1,0 +1,1 @@
+"""The quantities themselves, shared by losses and evaluation."""

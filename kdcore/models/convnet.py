@@ -1,0 +1,33 @@
+"""A plain convolutional network, small enough for a laptop's minute."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+from torch import nn
+
+
+def convnet(num_classes: int, in_channels: int = 3, *, width: int = 16) -> nn.Module:
+    """Three 3x3 convolutions with BatchNorm and ReLU, widths w, 2w, 4w; average pool; classifier.
+
+    The second and third halve the resolution. Layers: ``block1``, ``block2``, ``block3``.
+    """
+    widths = (in_channels, width, 2 * width, 4 * width)
+    blocks = [
+        (f"block{i + 1}", _block(widths[i], widths[i + 1], stride=1 if i == 0 else 2))
+        for i in range(3)
+    ]
+    head = [
+        ("pool", nn.AdaptiveAvgPool2d(1)),
+        ("flatten", nn.Flatten()),
+        ("classifier", nn.Linear(widths[-1], num_classes)),
+    ]
+    return nn.Sequential(OrderedDict([*blocks, *head]))
+
+
+def _block(in_channels: int, out_channels: int, *, stride: int) -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False),
+        nn.BatchNorm2d(out_channels),
+        nn.ReLU(inplace=True),
+    )

@@ -1,0 +1,39 @@
+"""The rows of all workers, with gradient: for losses that compare samples with each other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Shaped
+from torch import Tensor
+
+
+def gather_rows(rows: Shaped[Tensor, "b ..."]) -> Shaped[Tensor, "rows ..."]:
+    """The rows of every worker in rank order; without a process group, the rows themselves.
+
+    Each worker must hold as many rows as every other. The gradient of a row is the sum of what all
+    workers send it, so that a loss of the gathered rows, computed by every worker and averaged over
+    workers by DDP, has the gradient of the same loss in one process.
+    """
+    if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
+        return rows
+    gathered: Tensor = _GatherRows.apply(rows)  # type: ignore[no-untyped-call]
+    return gathered
+
+
+class _GatherRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        ctx.num_rows = rows.shape[0]
+        parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, rows.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        # all_reduce and a slice rather than reduce_scatter: gloo has only the former
+        total = gradients[0].contiguous().clone()
+        dist.all_reduce(total)
+        return total[dist.get_rank() * ctx.num_rows :][: ctx.num_rows]

@@ -1,0 +1,57 @@
+"""The one module that is trained: a student and its weighted losses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from kdcore.losses import Term
+from kdcore.losses.logits import cross_entropy
+from kdcore.taps import Tapped
+from kdcore.types import Batch, Outputs, StepResult
+
+CROSS_ENTROPY = "ce"
+
+
+class DistillStep(nn.Module):
+    r"""``Batch -> StepResult``: the weighted sum of a run's losses, as one module for DDP to wrap.
+
+    .. math:: \mathcal L = \sum_\ell w_\ell \, \mathcal L_\ell(\text{student}, \text{teacher})
+
+    The losses see float32 (or float64) whatever autocast says. Cross-entropy is computed even when
+    no term names it, then with weight 0: without it the classifier would have no gradient, and DDP
+    would stop.
+    """
+
+    def __init__(
+        self, student: Tapped, terms: Mapping[str, Term], weights: Mapping[str, float]
+    ) -> None:
+        super().__init__()
+        if set(terms) != set(weights):
+            raise ValueError(
+                f"every term needs one weight: terms {sorted(terms)}, weights {sorted(weights)}"
+            )
+        self.student = student
+        self.terms = nn.ModuleDict(terms)
+        self.weights = dict(weights)
+
+    def forward(self, batch: Batch) -> StepResult:
+        outputs = self.student(batch.image)
+        with torch.autocast(batch.image.device.type, enabled=False):
+            parts = self._parts(_full_precision(outputs), batch)
+            weighted = [self.weights.get(label, 0.0) * part for label, part in parts.items()]
+            loss = torch.stack(weighted).sum()
+        detached = {label: part.detach() for label, part in parts.items()}
+        return StepResult(loss, detached, outputs.logits.detach())
+
+    def _parts(self, student: Outputs, batch: Batch) -> dict[str, Tensor]:
+        teacher = None if batch.teacher is None else _full_precision(batch.teacher)
+        parts = {label: term(student, teacher, batch) for label, term in self.terms.items()}
+        parts.setdefault(CROSS_ENTROPY, cross_entropy(student.logits, batch.label))
+        return parts
+
+
+def _full_precision(outputs: Outputs) -> Outputs:
+    return outputs if outputs.logits.dtype is torch.float64 else outputs.to(torch.float32)

@@ -1,0 +1,69 @@
+"""A network that also returns the outputs of its named layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from kdcore.checks import unknown_name
+from kdcore.types import Outputs
+
+EMBEDDING = "embedding"
+
+
+def classifier_name(net: nn.Module) -> str:
+    """The path of the last linear layer, whose input is the embedding."""
+    linear = [name for name, module in net.named_modules() if isinstance(module, nn.Linear)]
+    if not linear:
+        raise ValueError(
+            f"{type(net).__name__} has no nn.Linear, so it has no classifier whose input could be "
+            "the embedding; use a network that ends in one"
+        )
+    return linear[-1]
+
+
+class Tapped(nn.Module):
+    """``Tapped(net, layers)(image) -> Outputs``: logits, embedding and named layers in one pass.
+
+    A layer is a module path such as ``"layer2"`` or ``"blocks.3.norm1"``; its feature is the
+    module's output, and for a module that runs several times the last one. The taps exist only
+    while the network runs, so that copies, pickles and state dicts of ``net`` are untouched.
+
+    Raises ValueError for a layer that the network does not have, with the nearest name.
+    """
+
+    def __init__(self, net: nn.Module, layers: Iterable[str] = ()) -> None:
+        super().__init__()
+        self.net = net
+        self.layers = tuple(dict.fromkeys(name for name in layers if name != EMBEDDING))
+        self.classifier = classifier_name(net)
+        modules = dict(net.named_modules())
+        for name in self.layers:
+            if name not in modules:
+                known = {EMBEDDING, *(known for known in modules if known)}
+                raise ValueError(unknown_name(f"layer of {type(net).__name__}", name, known))
+
+    def forward(self, image: Float[Tensor, "b c h w"]) -> Outputs:
+        features: dict[str, Tensor] = {}
+
+        def keep_output(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
+            def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
+                features[name] = output
+
+            return hook
+
+        def keep_input(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            features[EMBEDDING] = inputs[0]
+
+        with ExitStack() as taps:
+            classifier = self.net.get_submodule(self.classifier)
+            taps.callback(classifier.register_forward_pre_hook(keep_input).remove)
+            for name in self.layers:
+                tap = self.net.get_submodule(name).register_forward_hook(keep_output(name))
+                taps.callback(tap.remove)
+            logits = self.net(image)
+        return Outputs(logits, features)

@@ -1,0 +1,1 @@
+"""Moves batches to steps and numbers to MLflow; knows nothing of distillation itself."""

@@ -1,0 +1,317 @@
+"""What a run is: every value checked, every default filled in."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    create_model,
+    field_validator,
+    model_validator,
+)
+
+from kdcore.checks import unknown_name
+from kdcore.losses import LOSSES
+from kdcore.models import MODELS
+
+Config = TypeVar("Config", bound="Strict")
+
+
+class Strict(BaseModel):
+    """A value that refuses keys it does not know, naming the nearest, and does not change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_keys(cls, value: Any) -> Any:
+        if isinstance(value, dict):
+            for key in value:
+                if key not in cls.model_fields:
+                    raise ValueError(unknown_name("key", str(key), cls.model_fields))
+        return value
+
+
+class ModelConfig(Strict):
+    """A network by name: ours, ``timm/<name>`` or ``torchvision/<name>``."""
+
+    name: str
+    weights: Path | None = None  # .safetensors, or a .pth that holds a plain state dict
+    params: dict[str, Any] = {}  # further arguments of the network's own constructor
+    stem: Literal["original", "small"] = "original"  # small: 3x3 stride 1, no max-pool
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if "/" not in name and name not in MODELS:
+            raise ValueError(
+                unknown_name("network", name, MODELS) + "; others are timm/<name>, "
+                "torchvision/<name>"
+            )
+        if "/" in name and name.split("/")[0] not in ("timm", "torchvision"):
+            raise ValueError(f"expected timm/<name> or torchvision/<name>, got {name!r}")
+        return name
+
+
+class TeacherConfig(Strict):
+    """A network with weights, or (``run``) the best student of another run, trained if need be."""
+
+    name: str | None = None
+    weights: Path | None = None
+    params: dict[str, Any] = {}
+    stem: Literal["original", "small"] = "original"
+    run: RunConfig | None = None
+    source: Literal["cached", "live"] = "cached"
+    precision: Literal["fp32", "bf16"] = "fp32"  # of the teacher's forward pass
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> TeacherConfig:
+        named = self.name is not None and self.weights is not None
+        if named == (self.run is not None):
+            raise ValueError(
+                "a teacher is either `name: NETWORK` with `weights: FILE`, or `run: RUN.yaml`, "
+                "whose best student it is"
+            )
+        _ = self.network
+        return self
+
+    @property
+    def network(self) -> ModelConfig:
+        if self.run is not None:
+            return self.run.student
+        return ModelConfig(
+            name=str(self.name), weights=self.weights, params=self.params, stem=self.stem
+        )
+
+
+class AugmentConfig(Strict):
+    """What a view does to a picture; the numbers are drawn from (sample, view, seed)."""
+
+    crop: NonNegativeInt = 0  # zero-padding in pixels before a crop of the original size
+    flip: bool = False  # horizontal, with probability 1/2
+
+
+class DataConfig(Strict):
+    """Where pictures come from, how they are split, seen and normalised."""
+
+    name: str  # digits | parquet | folder | a torchvision dataset such as CIFAR100
+    root: Path | None = None
+    download: bool = False
+    size: PositiveInt | None = None  # resize to size x size; needed where pictures differ
+    limit: PositiveInt | None = None  # the first rows of the training file only
+    validation: float = Field(default=0.1, gt=0, lt=1)  # share of the training file
+    split_seed: NonNegativeInt = 0
+    views: NonNegativeInt = 0  # augmented views; 0 trains on the pictures as they are
+    view_seed: NonNegativeInt = 0
+    augment: AugmentConfig = AugmentConfig()
+    mean: tuple[float, ...] = (0.5,)
+    std: tuple[PositiveFloat, ...] = (0.25,)
+
+
+class CosineConfig(Strict):
+    """Learning rate down a half cosine to ``floor`` times its start, over the run."""
+
+    name: Literal["cosine"] = "cosine"
+    floor: NonNegativeFloat = 0.0
+
+
+class StepsConfig(Strict):
+    """Learning rate multiplied by ``gamma`` after each listed epoch; none listed: constant."""
+
+    name: Literal["steps"]
+    epochs: tuple[PositiveInt, ...] = ()
+    gamma: PositiveFloat = 0.1
+
+
+class OptimizerConfig(Strict):
+    """The optimiser and its learning-rate schedule."""
+
+    name: Literal["sgd", "adamw"] = "sgd"
+    lr: PositiveFloat = 0.05
+    momentum: NonNegativeFloat = 0.9  # sgd
+    nesterov: bool = False  # sgd
+    weight_decay: NonNegativeFloat = 5e-4
+    schedule: Annotated[CosineConfig | StepsConfig, Field(discriminator="name")] = CosineConfig()
+
+
+class LossConfig(Strict):
+    """One weighted term: ``loss`` names a line of LOSSES, and its label does where it is absent."""
+
+    loss: str
+    weight: NonNegativeFloat = 1.0
+    params: dict[str, Any] = {}
+    layers: dict[str, str] = {}  # student layer: teacher layer
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_filled(cls, value: Any) -> Any:
+        if not isinstance(value, dict) or not isinstance(value.get("loss"), str):
+            return value
+        loss = value["loss"]
+        if loss not in LOSSES:
+            raise ValueError(unknown_name("loss", loss, LOSSES))
+        if value.get("layers") and not LOSSES[loss].default_layers:
+            raise ValueError(f"loss {loss!r} compares logits and takes no `layers`")
+        params = _checked_params(loss, value.get("params", {}))
+        layers = value.get("layers") or dict(LOSSES[loss].default_layers)
+        return {**value, "params": params, "layers": layers}
+
+
+def _checked_params(loss: str, params: Any) -> dict[str, Any]:
+    try:
+        return hyperparameters(loss).model_validate(params).model_dump()
+    except ValidationError as error:
+        raise ValueError("; ".join(_problems(error, ("params",)))) from None
+
+
+class RunConfig(Strict):
+    """One student: complete by itself."""
+
+    name: str = "run"
+    student: ModelConfig
+    teacher: TeacherConfig | None = None
+    data: DataConfig
+    epochs: PositiveInt
+    batch_size: PositiveInt = 64  # per run, not per worker
+    optimizer: OptimizerConfig = OptimizerConfig()
+    losses: dict[str, LossConfig]
+    workers: PositiveInt = 1
+    seed: NonNegativeInt = 0
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    runs: Path = Path("runs")  # where finished runs are kept
+    caches: Path = Path("caches")  # where teacher caches are kept; or one cache
+
+    @field_validator("losses", mode="before")
+    @classmethod
+    def _label_names_loss(cls, losses: Any) -> Any:
+        if not isinstance(losses, dict):
+            return losses
+        for label in losses:
+            if not str(label).isidentifier():
+                raise ValueError(f"a loss label is a word such as kd or mid_layer, got {label!r}")
+        return {
+            label: {"loss": label, **term} if isinstance(term, dict) else term
+            for label, term in losses.items()
+        }
+
+    @model_validator(mode="after")
+    def _consistent(self) -> RunConfig:
+        if not self.losses:
+            raise ValueError("losses: expected at least one, such as `ce: {weight: 1}`")
+        if self.batch_size % self.workers:
+            raise ValueError(
+                f"batch_size {self.batch_size} must be a multiple of workers {self.workers}: every "
+                "worker gets as many rows as every other"
+            )
+        lacking = [label for label, term in self.active.items() if LOSSES[term.loss].needs_teacher]
+        if lacking and self.teacher is None:
+            raise ValueError(f"losses.{lacking[0]} needs a teacher and the run has none")
+        return self
+
+    @property
+    def active(self) -> Mapping[str, LossConfig]:
+        """The terms that are computed: cross-entropy, and whatever has a weight."""
+        return {
+            label: term
+            for label, term in self.losses.items()
+            if term.weight > 0 or not LOSSES[term.loss].needs_teacher
+        }
+
+    @property
+    def teacher_layers(self) -> tuple[str, ...]:
+        """The teacher's layers that the losses read, sorted; the embedding is always among them."""
+        layers = {layer for term in self.active.values() for layer in term.layers.values()}
+        return tuple(sorted(layers | {"embedding"}))
+
+    @property
+    def student_layers(self) -> tuple[str, ...]:
+        return tuple(sorted({layer for term in self.active.values() for layer in term.layers}))
+
+    @property
+    def identity(self) -> str:
+        """Twelve hex digits of everything that decides the numbers, and nothing else.
+
+        A term of weight 0 is left out, and a teacher that no term listens to with it: the control
+        of every sweep is one run.
+        """
+        content = self.model_dump(mode="json", exclude={"name", "runs", "caches"})
+        content["student"]["weights"] = _file_digest(self.student.weights)
+        content["losses"] = {label: content["losses"][label] for label in self.active}
+        if not any(LOSSES[term.loss].needs_teacher for term in self.active.values()):
+            content["teacher"] = None
+        elif self.teacher is not None:
+            content["teacher"]["weights"] = _file_digest(self.teacher.weights)
+            content["teacher"]["run"] = self.teacher.run and self.teacher.run.identity
+        return digest(content)[:12]
+
+    @property
+    def folder(self) -> Path:
+        return self.runs / f"{self.name}-{self.identity}"
+
+
+TeacherConfig.model_rebuild()
+
+
+@cache
+def hyperparameters(loss: str) -> type[Strict]:
+    """The schema of a loss's ``params``, read from its function's signature."""
+    fields: dict[str, Any] = {
+        name: (parameter.annotation, parameter.default)
+        for name, parameter in LOSSES[loss].hyperparameters.items()
+    }
+    return create_model(f"{loss}.params", __base__=Strict, **fields)
+
+
+def plain(config: Strict) -> dict[str, Any]:
+    """The configuration as YAML would hold it, with every default filled in."""
+    return config.model_dump(mode="json")
+
+
+def digest(content: Any) -> str:
+    """sha256 of the canonical JSON of a value."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _file_digest(path: Path | None) -> str | None:
+    """Of the content: other weights under the same name make another run."""
+    if path is None or not path.is_file():
+        return None if path is None else str(path)
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def validated(kind: type[Config], content: Mapping[str, Any], *, where: str) -> Config:
+    """The content as a configuration; ValueError names the place, the found and the expected."""
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        raise ValueError(f"{where}: " + "; ".join(_problems(error, ()))) from None
+
+
+def _problems(error: ValidationError, above: tuple[str, ...]) -> list[str]:
+    return [_explained(problem, above) for problem in error.errors()]
+
+
+def _explained(problem: Any, above: tuple[str, ...]) -> str:
+    path = (*above, *(str(part) for part in problem["loc"]))
+    place = f"{'.'.join(path)}: " if path else ""
+    cause = problem.get("ctx", {}).get("error")
+    if isinstance(cause, ValueError):
+        return f"{place}{cause}"
+    if problem["type"] == "missing":
+        return f"{'.'.join(path)} is missing"
+    message = problem["msg"][0].lower() + problem["msg"][1:]
+    return f"{place}{message}, got {problem['input']!r}"

@@ -1,0 +1,113 @@
+"""What a sweep is: a runnable base and the values that its dotted paths take."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from copy import deepcopy
+from typing import Any, Literal
+
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from kdcore.losses import LOSSES
+from pipelines.config import RunConfig, Strict, plain, validated
+
+
+class SearchConfig(Strict):
+    """How a space is searched, and what for."""
+
+    metric: str = "val/top1"
+    mode: Literal["max", "min"] = "max"
+    algorithm: Literal["grid", "random", "optuna"] = "grid"
+    num_samples: PositiveInt = 1  # random and optuna: how many; grid: how often each point
+    scheduler: Literal["none", "asha"] = "none"
+    max_concurrent: PositiveInt | None = None  # default: what the cores allow
+    seed: NonNegativeInt = 0
+
+
+class Range(Strict):
+    """The values that one dotted path takes: exactly one of these keys."""
+
+    grid: list[Any] | None = None
+    choice: list[Any] | None = None
+    uniform: tuple[float, float] | None = None
+    loguniform: tuple[PositiveFloat, PositiveFloat] | None = None
+    randint: tuple[int, int] | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> Range:
+        given = [name for name in type(self).model_fields if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"expected one of grid, choice, uniform, loguniform, randint: {given}")
+        values = getattr(self, given[0])
+        if len(values) == 0:
+            raise ValueError(f"{given[0]}: expected at least one value")
+        if given[0] not in ("grid", "choice") and values[0] >= values[1]:
+            raise ValueError(f"{given[0]}: expected [low, high] with low < high, got {values}")
+        return self
+
+    @property
+    def kind(self) -> str:
+        return next(name for name in type(self).model_fields if getattr(self, name) is not None)
+
+    @property
+    def probes(self) -> list[Any]:
+        """Every listed value, or both end points."""
+        values = getattr(self, self.kind)
+        return [values[0], values[1] - 1] if self.kind == "randint" else list(values)
+
+
+class SweepConfig(Strict):
+    """A runnable base and a space over its dotted paths."""
+
+    name: str = "sweep"
+    base: RunConfig
+    space: dict[str, Range]
+    search: SearchConfig = SearchConfig()
+
+    @model_validator(mode="after")
+    def _every_value_is_a_run(self) -> SweepConfig:
+        if self.search.algorithm == "grid":
+            drawn = [path for path, values in self.space.items() if values.kind != "grid"]
+            if drawn:
+                raise ValueError(f"space.{drawn[0]}: algorithm grid takes `grid: [...]` only")
+        for path, values in self.space.items():
+            for value in values.probes:
+                try:
+                    changed(self.base, {path: value})
+                except ValueError as error:
+                    raise ValueError(f"space.{path}: value {value!r} is no run: {error}") from None
+        return self
+
+
+def changed(run: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
+    """The run with the values at some dotted paths replaced, validated again."""
+    content = plain(run)
+    for path, value in changes.items():
+        content = override(content, path, value)
+    return validated(RunConfig, content, where=run.name)
+
+
+def override(content: Mapping[str, Any], path: str, value: Any) -> dict[str, Any]:
+    """A copy of nested mappings with the value at a dotted path replaced.
+
+    Setting a term's ``loss`` drops the ``params`` and ``layers`` that belonged to the former one,
+    unless the new loss knows them.
+    """
+    result = deepcopy(dict(content))
+    node: Any = result
+    *parents, last = path.split(".")
+    for depth, key in enumerate(parents):
+        if node.get(key) is None:
+            node[key] = {}
+        node = node[key]
+        if not isinstance(node, dict):
+            raise ValueError(
+                f"cannot set {path}: {'.'.join(parents[: depth + 1])} is {node!r}, not a mapping"
+            )
+    if last == "loss" and value in LOSSES and isinstance(node.get("params"), dict):
+        known = LOSSES[value].hyperparameters
+        node["params"] = {key: held for key, held in node["params"].items() if key in known}
+        if not LOSSES[value].default_layers:
+            node["layers"] = {}
+    node[last] = deepcopy(value)
+    return result

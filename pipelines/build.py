@@ -1,0 +1,70 @@
+"""A run's networks and its step, from its configuration and the shape of its pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+
+from kdcore.losses import LOSSES
+from kdcore.step import DistillStep
+from kdcore.taps import Tapped
+from kdcore.teachers import freeze, taught
+from kdcore.types import Batch, Probe
+from pipelines.config import ModelConfig, RunConfig
+from pipelines.models import build_network
+from pipelines.sources import Pictures
+
+
+def build_student(run: RunConfig, pictures: Pictures) -> Tapped:
+    """The student with its taps, initialised from the run's seed."""
+    torch.manual_seed(run.seed)
+    with _named("student"):
+        return Tapped(_network(run.student, pictures), run.student_layers)
+
+
+def build_teacher(model: ModelConfig, pictures: Pictures, layers: Iterable[str]) -> Tapped:
+    """The frozen teacher with taps on some layers."""
+    with _named("teacher"):
+        return freeze(Tapped(_network(model, pictures), layers))
+
+
+def build_step(run: RunConfig, pictures: Pictures) -> DistillStep:
+    """Student and weighted terms; a probe of both networks tells the terms their shapes.
+
+    Raises ValueError, naming the loss, where it cannot compare what it is given.
+    """
+    probe = _probe(run, pictures)
+    student = build_student(run, pictures)
+    terms = {}
+    for label, config in run.active.items():
+        with _named(f"losses.{label}"):
+            terms[label] = LOSSES[config.loss].build(config.params, config.layers, probe)
+            terms[label](probe.student, probe.batch.teacher, probe.batch)
+    return DistillStep(student, terms, {label: run.active[label].weight for label in terms})
+
+
+def _probe(run: RunConfig, pictures: Pictures) -> Probe:
+    """Two blank pictures through both networks, whose weights do not matter here."""
+    image = torch.zeros(2, *pictures.image.shape[1:])
+    batch = Batch(image, torch.zeros(2, dtype=torch.int64), torch.arange(2))
+    if run.teacher is not None:
+        model = run.teacher.network.model_copy(update={"weights": None})
+        batch = next(taught([batch], build_teacher(model, pictures, run.teacher_layers)))
+    with torch.no_grad():
+        return Probe(build_student(run, pictures).eval()(image), batch)
+
+
+def _network(model: ModelConfig, pictures: Pictures) -> torch.nn.Module:
+    return build_network(
+        model, num_classes=pictures.num_classes, in_channels=pictures.image.shape[1]
+    )
+
+
+@contextmanager
+def _named(place: str) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}") from None

@@ -1,0 +1,111 @@
+"""Rows to batches: the order of an epoch, its view, and what the teacher said about it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kdcore.types import Batch, Outputs
+from pipelines.config import RunConfig
+from pipelines.sources import Pictures, split
+from pipelines.views import normalised, permutation, view
+
+
+@dataclass(frozen=True)
+class TeacherRows:
+    """A teacher cache in memory, addressed by view and row number."""
+
+    logits: np.ndarray  # (views + 1, N, K) float16
+    features: Mapping[str, np.ndarray]  # layer -> (views + 1, N, ...) float16
+
+    def outputs(self, number: int, rows: np.ndarray) -> Outputs:
+        features = {layer: _tensor(held[number], rows) for layer, held in self.features.items()}
+        return Outputs(_tensor(self.logits[number], rows), features)
+
+
+@dataclass(frozen=True)
+class Reader:
+    """The batches of one worker of one run: a pure function of the run and the epoch.
+
+    Every worker's rows are its slice of the same batches of the run, so that the union over
+    workers does not depend on their number. The last rows of an epoch that fill no batch are left
+    out, others every time; evaluation leaves out nothing.
+    """
+
+    run: RunConfig
+    pictures: Pictures
+    teacher: TeacherRows | None = None
+    rank: int = 0
+    workers: int = 1
+    train_rows: np.ndarray = field(init=False)
+    validation_rows: np.ndarray = field(init=False)
+
+    def __post_init__(self) -> None:
+        train, validation = split(len(self.pictures.label), self.run.data)
+        if len(train) < self.run.batch_size:
+            raise ValueError(
+                f"batch_size {self.run.batch_size} is more than the {len(train)} training pictures"
+            )
+        object.__setattr__(self, "train_rows", train)
+        object.__setattr__(self, "validation_rows", validation)
+
+    @property
+    def batches_per_epoch(self) -> int:
+        return len(self.train_rows) // self.run.batch_size
+
+    def train(self, epoch: int) -> Iterator[Batch]:
+        """The epoch's batches, each of ``batch_size / workers`` rows, all in the epoch's view."""
+        views = self.run.data.views
+        number = 1 + epoch % views if views else 0
+        order = permutation(len(self.train_rows), seed=self.run.seed, epoch=epoch, stream="order")
+        rows = self.train_rows[order.numpy()]
+        share = self.run.batch_size // self.workers
+        for start in range(0, self.batches_per_epoch * self.run.batch_size, self.run.batch_size):
+            mine = start + self.rank * share
+            yield self._batch(rows[mine : mine + share], number)
+
+    def validation(self) -> Iterator[Batch]:
+        """This worker's share of the validation split, unaugmented."""
+        rows = self.validation_rows[self.rank :: self.workers]
+        for start in range(0, len(rows), self.run.batch_size):
+            yield self._batch(rows[start : start + self.run.batch_size], 0)
+
+    def _batch(self, rows: np.ndarray, number: int) -> Batch:
+        image = view_of(self.run, self.pictures, rows, number)
+        return Batch(
+            image=normalised(image, mean=self.run.data.mean, std=self.run.data.std),
+            label=torch.from_numpy(self.pictures.label[rows]),
+            index=torch.from_numpy(rows),
+            teacher=None if self.teacher is None else self.teacher.outputs(number, rows),
+        )
+
+
+def view_of(run: RunConfig, pictures: Pictures, rows: np.ndarray, number: int) -> Tensor:
+    """Some rows as view ``number`` shows them, uint8: what the teacher and the student both see."""
+    return view(
+        torch.from_numpy(pictures.image[rows]),
+        torch.from_numpy(rows),
+        number,
+        augment=run.data.augment,
+        seed=run.data.view_seed,
+    )
+
+
+def whole(run: RunConfig, pictures: Pictures) -> Iterator[Batch]:
+    """Every row of a part in order, unaugmented: for the test split."""
+    for start in range(0, len(pictures.label), run.batch_size):
+        rows = np.arange(start, min(start + run.batch_size, len(pictures.label)))
+        image = torch.from_numpy(pictures.image[rows])
+        yield Batch(
+            image=normalised(image, mean=run.data.mean, std=run.data.std),
+            label=torch.from_numpy(pictures.label[rows]),
+            index=torch.from_numpy(rows),
+        )
+
+
+def _tensor(held: np.ndarray, rows: np.ndarray) -> Tensor:
+    return torch.from_numpy(held[rows]).float()

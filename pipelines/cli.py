@@ -1,0 +1,241 @@
+"""kd: check, cache, train, sweep, evaluate, ui."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from pipelines.config import RunConfig
+from pipelines.loading import load
+from pipelines.space import SweepConfig
+
+if TYPE_CHECKING:  # Ray and MLflow take seconds to import: commands that need them do it
+    from pipelines.sweep import Outcome
+
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
+console = Console()
+
+Config = Annotated[Path, typer.Argument(help="A run or a sweep, as YAML.", show_default=False)]
+Changes = Annotated[
+    list[str], typer.Option("--set", help="Change a value: dotted.path=value; may be repeated.")
+]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show what Ray has to say.")]
+
+
+def _explained(command: Callable[..., None]) -> Callable[..., None]:
+    """One line for a mistake that the user can mend, exit code 2; --debug lets it through."""
+
+    @wraps(command)
+    def run(*args: Any, **options: Any) -> None:
+        try:
+            command(*args, **options)
+        except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
+            if options.get("debug"):
+                raise
+            Console(stderr=True).print(f"error: {error}", style="red", markup=False, soft_wrap=True)
+            raise typer.Exit(2) from None
+
+    return run
+
+
+class _Bars:
+    """Progress for people: bars on a terminal, a line now and then elsewhere."""
+
+    def __enter__(self) -> _Bars:
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self.tasks: dict[str, Any] = {}
+        self.told: dict[str, int] = {}
+        self.progress.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.progress.stop()
+
+    def __call__(self, stage: str, done: int, total: int, note: str) -> None:
+        if console.is_terminal:
+            if stage not in self.tasks:
+                self.tasks[stage] = self.progress.add_task(stage, total=total, note="")
+            self.progress.update(self.tasks[stage], completed=done, total=total, note=note)
+        elif done == total or 10 * done // total > self.told.get(stage, -1):
+            self.told[stage] = 10 * done // total
+            console.print(f"{stage}: {done}/{total} {note}", soft_wrap=True, highlight=False)
+
+
+@app.command()
+@_explained
+def check(config: Config, changes: Changes = [], debug: Debug = False) -> None:
+    """Check a configuration against its data and networks; train nothing."""
+    from pipelines.build import build_step
+    from pipelines.sources import read_pictures
+
+    loaded = load(config, changes)
+    run = _base(loaded)
+    pictures = read_pictures(run.data, "train")
+    step = build_step(run, pictures)
+    count = sum(parameter.numel() for parameter in step.student.parameters())
+    console.print(f"{config}: {len(pictures.label)} pictures {pictures.image.shape[1:]}, "
+                  f"{pictures.num_classes} classes")  # fmt: skip
+    console.print(f"student {run.student.name}: {count:,} parameters")
+    for label, term in run.losses.items():
+        console.print(f"  {label}: {term.weight} x {term.loss} {term.params} {term.layers or ''}")
+    if isinstance(loaded, SweepConfig):
+        for path, values in loaded.space.items():
+            console.print(f"  over {path}: {values.kind} {getattr(values, values.kind)}")
+
+
+@app.command()
+@_explained
+def cache(
+    config: Config,
+    changes: Changes = [],
+    verbose: Verbose = False,
+    debug: Debug = False,
+) -> None:
+    """Compute the teacher's outputs and keep them as Parquet."""
+    from pipelines import jobs
+    from pipelines.cluster import cluster
+    from pipelines.sweep import shared_inputs
+    from pipelines.tracking import Tracker
+
+    loaded = _as_sweep(load(config, changes))
+    with cluster(verbose=verbose), _Bars() as watch:
+        inputs = shared_inputs(loaded, watch=watch, tracker=Tracker())
+    for held in inputs.values():
+        if held.rows is None:
+            raise ValueError("the teacher of this run is live, or there is none: nothing to cache")
+        accuracy = jobs.teacher_accuracy(loaded.base, held)
+        console.print(f"cache {held.fingerprint}: teacher {accuracy:.2%} on the validation split")
+
+
+@app.command()
+@_explained
+def train(
+    config: Config,
+    changes: Changes = [],
+    verbose: Verbose = False,
+    debug: Debug = False,
+) -> None:
+    """Train one student (of a sweep: its base run), its teacher and cache first if need be."""
+    from pipelines import jobs
+    from pipelines.tracking import Tracker
+
+    run = _base(load(config, changes))
+    with _Bars() as watch:
+        result = jobs.train(run, watch=watch, tracker=Tracker(), verbose=verbose)
+    console.print(f"best epoch {result.best['epoch']:.0f}: val top-1 {result.best['val/top1']:.2%}")
+    console.print(f"student: {result.weights}", soft_wrap=True)
+
+
+@app.command()
+@_explained
+def sweep(
+    config: Config,
+    changes: Changes = [],
+    verbose: Verbose = False,
+    debug: Debug = False,
+) -> None:
+    """Train every student of a sweep and rank them."""
+    from pipelines import sweep as sweeps
+    from pipelines.tracking import Tracker
+
+    loaded = _as_sweep(load(config, changes))
+    with _Bars() as watch:
+        outcome = sweeps.sweep(loaded, watch=watch, tracker=Tracker(), verbose=verbose)
+    _print_ranking(loaded, outcome)
+    if outcome.failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+@_explained
+def evaluate(
+    config: Config,
+    changes: Changes = [],
+    debug: Debug = False,
+) -> None:
+    """Evaluate the trained student of a run, or the best one of a sweep, on the test split."""
+    from pipelines import jobs
+    from pipelines.sweep import best_run
+
+    loaded = load(config, changes)
+    run = best_run(loaded) if isinstance(loaded, SweepConfig) else loaded
+    result = jobs.finished(run)
+    if result is None:
+        raise ValueError(f"{config} has not been trained: no {run.folder}; run `kd train` first")
+    for name, value in jobs.tested(run, jobs.student_network(run, result)).items():
+        console.print(f"{name} {value:.4f}", highlight=False)
+
+
+@app.command()
+@_explained
+def ui(
+    port: Annotated[int, typer.Option(help="Where to listen, on this machine only.")] = 5000,
+    debug: Debug = False,
+) -> None:
+    """Open the MLflow UI on the store that runs are logged to."""
+    from pipelines.tracking import store_uri
+
+    console.print(f"MLflow on {store_uri()}: open port {port} of this machine", soft_wrap=True)
+    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", store_uri()]
+    raise typer.Exit(
+        subprocess.run([*command, "--host", "127.0.0.1", "--port", str(port)]).returncode
+    )
+
+
+def main() -> None:
+    app()
+
+
+def _base(loaded: RunConfig | SweepConfig) -> RunConfig:
+    return loaded.base if isinstance(loaded, SweepConfig) else loaded
+
+
+def _as_sweep(loaded: RunConfig | SweepConfig) -> SweepConfig:
+    """A run is a sweep over nothing."""
+    if isinstance(loaded, SweepConfig):
+        return loaded
+    return SweepConfig(name=loaded.name, base=loaded, space={})
+
+
+def _print_ranking(config: SweepConfig, outcome: Outcome) -> None:
+    metric = config.search.metric
+    control = next((row.mean for row in outcome.rows if row.is_control), math.nan)
+    table = Table(title=f"{config.name}: {metric}, mean and standard deviation over seeds")
+    for column in ("", "configuration", "mean", "sd", "seeds", "- control"):
+        table.add_column(column, justify="left" if column == "configuration" else "right")
+    for place, row in enumerate(outcome.rows, start=1):
+        gap = "" if row.is_control or math.isnan(control) else f"{row.mean - control:+.4f}"
+        table.add_row(
+            str(place), row.label, f"{row.mean:.4f}", f"{row.deviation:.4f}",
+            str(len(row.values)), gap,
+        )  # fmt: skip
+    if metric in outcome.teacher:
+        table.add_row("", "teacher", f"{outcome.teacher[metric]:.4f}", "", "1", "", style="bold")
+    console.print(table)
+    for trial in outcome.failed:
+        console.print(f"failed: {dict(trial.changes)}: {trial.error}", style="red", markup=False)
+    console.print(
+        f"test top-1, seen once: student {outcome.test['test/top1']:.4f}"
+        + (f", teacher {outcome.teacher['test/top1']:.4f}" if outcome.teacher else "")
+    )
+    console.print(f"best student: {outcome.student.weights}", soft_wrap=True)
+    console.print(f"compare the runs: {Path(sys.executable).parent / 'kd'} ui", soft_wrap=True)

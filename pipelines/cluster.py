@@ -1,0 +1,78 @@
+"""Ray, started once per command: a private local one, or the cluster that RAY_ADDRESS names."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+# Ray reads these when it is imported and hands them on to its workers.
+_SETTINGS = {
+    "RAY_AUTH_MODE": "disabled" if "RAY_ADDRESS" not in os.environ else "token",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # workers stay in the folder where `kd` was started
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    # a report waits for the controller's next look: 2 s each by default
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+}
+for _name, _value in _SETTINGS.items():
+    os.environ.setdefault(_name, _value)
+
+import ray  # noqa: E402  after the settings that it reads
+
+# CPUs are a count for Ray, not a binding: two more than there are, so that what only waits (a
+# pipeline's reader, a trial that drives its own workers) never keeps work from starting.
+SPARE_CPUS = 2
+
+
+@contextmanager
+def cluster(*, verbose: bool = False, dashboard: bool = False) -> Iterator[None]:
+    """Ray for the length of the block; the caller's own, if it has one already.
+
+    Without RAY_ADDRESS a new cluster on this machine, never one that happens to run on it. The
+    dashboard is needed where a trial that drives workers of its own may be stopped early: nothing
+    else frees them.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    address = os.environ.get("RAY_ADDRESS", "local")
+    local = {"num_cpus": num_cores() + SPARE_CPUS, "include_dashboard": dashboard}
+    ray.init(
+        address=address,
+        log_to_driver=verbose,
+        logging_level=logging.INFO if verbose else logging.ERROR,
+        **(local if address == "local" else {}),
+    )
+    if not verbose:
+        for name in ("ray.data", "ray.train", "ray.tune"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def num_cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def workers_at_once() -> int:
+    """How many one-core workers the cluster runs side by side: one per GPU, else one per core."""
+    resources = ray.cluster_resources()
+    if resources.get("GPU"):
+        return max(1, math.floor(resources["GPU"]))
+    return max(1, math.floor(resources.get("CPU", 1)) - SPARE_CPUS)
+
+
+def worker_resources() -> dict[str, float]:
+    """What one worker asks Ray for."""
+    return {"CPU": 1, "GPU": 1} if ray.cluster_resources().get("GPU") else {"CPU": 1}

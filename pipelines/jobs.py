@@ -1,0 +1,156 @@
+"""A run from nothing to a finished folder: its teacher first, then the cache, then the student."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+
+from kdcore.taps import Tapped
+from pipelines import cache
+from pipelines.build import build_step, build_student, build_teacher
+from pipelines.cluster import cluster
+from pipelines.config import ModelConfig, RunConfig, plain
+from pipelines.data import whole
+from pipelines.loop import Metrics, evaluate, pick_device
+from pipelines.models import Served, load_weights
+from pipelines.sources import Pictures, read_pictures, split
+from pipelines.tracking import TrackedRun, Tracker
+from pipelines.train import Finished, Inputs, OnEpoch, finished, train_here, train_on_workers
+
+# Told of progress: the stage, how much of it is done and of how much, a note.
+Watch = Callable[[str, int, int, str], None]
+
+
+def checked(run: RunConfig) -> Pictures:
+    """The run's training pictures, once its networks and losses have been seen to fit them."""
+    pictures = read_pictures(run.data, "train")
+    build_step(run, pictures)
+    return pictures
+
+
+def prepared(
+    run: RunConfig,
+    *,
+    watch: Watch,
+    tracker: Tracker,
+    verbose: bool = False,
+    layers: Iterable[str] = (),
+) -> Inputs:
+    """What the run trains on, its teacher trained and its cache written where they are not yet.
+
+    ``layers`` are further teacher layers for the cache, for other runs that will share it.
+    """
+    pictures = checked(run)
+    if run.teacher is None:
+        return Inputs(pictures)
+    wanted = sorted({*run.teacher_layers, *layers})
+    teacher = build_teacher(teacher_network(run, watch=watch, tracker=tracker), pictures, wanted)
+    if run.teacher.source == "live":
+        return Inputs(pictures, teacher=teacher)
+    return _cached(run, pictures, teacher, watch=watch, verbose=verbose)
+
+
+def _cached(
+    run: RunConfig, pictures: Pictures, teacher: Tapped, *, watch: Watch, verbose: bool
+) -> Inputs:
+    content = cache.contents(run, pictures, teacher)
+    folder = cache.cache_folder(run, content)
+    if not cache.is_complete(folder, run.data.views):
+        with cluster(verbose=verbose):
+            cache.write_cache(
+                run,
+                pictures,
+                teacher,
+                folder,
+                lambda done, total: watch("cache", done, total, f"rows of {folder}"),
+            )
+    rows = cache.read_cache(
+        folder, views=run.data.views, layers=content["layers"], count=len(pictures.label)
+    )
+    return Inputs(pictures, rows=rows, fingerprint=cache.fingerprint(content))
+
+
+def teacher_network(run: RunConfig, *, watch: Watch, tracker: Tracker) -> ModelConfig:
+    """The teacher with its weights, trained first where it is another run's student."""
+    if run.teacher is None:
+        raise ValueError(f"run {run.name!r} has no teacher")
+    if run.teacher.run is None:
+        return run.teacher.network
+    taught = train(run.teacher.run, watch=watch, tracker=tracker)
+    return run.teacher.network.model_copy(update={"weights": taught.weights})
+
+
+def train(run: RunConfig, *, watch: Watch, tracker: Tracker, verbose: bool = False) -> Finished:
+    """The run's student, trained, or found trained; tracked with its numbers and its network."""
+    done = finished(run)
+    if done is not None:
+        watch(run.name, run.epochs, run.epochs, f"found finished in {done.folder}")
+        return done
+    inputs = prepared(run, watch=watch, tracker=tracker, verbose=verbose)
+    tracked = start_tracking(run, inputs, tracker)
+    follow = follower(run, tracked, watch)
+    try:
+        if run.workers == 1:
+            result = train_here(run, inputs, follow)
+        else:
+            with cluster(verbose=verbose):
+                result = train_on_workers(run, inputs, follow)
+        tracked.log_student(servable(run, result, inputs.pictures), inputs.pictures.image[:2])
+    except BaseException:
+        tracked.end("FAILED")
+        raise
+    tracked.end()
+    return result
+
+
+def start_tracking(
+    run: RunConfig, inputs: Inputs, tracker: Tracker, parent: TrackedRun | None = None
+) -> TrackedRun:
+    """A tracked run with every configuration value as a parameter."""
+    tags = {"kd.seed": str(run.seed), "kd.cache": inputs.fingerprint, "kd.identity": run.identity}
+    return tracker.start(run.folder.name, params=plain(run), tags=tags, parent=parent)
+
+
+def follower(run: RunConfig, tracked: TrackedRun, watch: Watch) -> OnEpoch:
+    """Logs every epoch once, though a resumed run may tell of one again."""
+    seen = 0
+
+    def follow(metrics: Metrics) -> None:
+        nonlocal seen
+        epoch = int(metrics["epoch"])
+        if epoch <= seen:
+            return
+        seen = epoch
+        tracked.log(metrics, epoch=epoch)
+        watch(run.name, epoch, run.epochs, f"val top-1 {metrics['val/top1']:.4f}")
+
+    return follow
+
+
+def servable(run: RunConfig, result: Finished, pictures: Pictures) -> Served:
+    """The run's best student, taking pixels as they are stored."""
+    net = build_student(run, pictures).net
+    load_weights(net, result.weights)
+    return Served(net, mean=run.data.mean, std=run.data.std)
+
+
+def tested(run: RunConfig, model: ModelConfig) -> Metrics:
+    """A network's metrics on the test split, which nothing else looks at."""
+    pictures = read_pictures(run.data, "test")
+    net = build_teacher(model, pictures, ())
+    device = pick_device()
+    return evaluate(net.to(device), whole(run, pictures), device=device, prefix="test")
+
+
+def student_network(run: RunConfig, result: Finished) -> ModelConfig:
+    return run.student.model_copy(update={"weights": result.weights})
+
+
+def teacher_accuracy(run: RunConfig, inputs: Inputs) -> float:
+    """Share of the validation split that the cached teacher gets right, unaugmented."""
+    if inputs.rows is None:
+        raise ValueError("the teacher is not cached")
+    _, rows = split(len(inputs.pictures.label), run.data)
+    right = inputs.rows.logits[0][rows].argmax(axis=1) == inputs.pictures.label[rows]
+    return float(np.mean(right))

@@ -1,0 +1,247 @@
+"""The training loop in plain torch: no Ray, no MLflow."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
+
+from kdcore.step import DistillStep
+from kdcore.taps import Tapped
+from kdcore.teachers import taught
+from kdcore.types import Batch
+from pipelines.config import CosineConfig, OptimizerConfig, RunConfig
+from pipelines.data import Reader
+from pipelines.models import read_weights, save_weights
+
+Metrics = dict[str, float]
+# What an epoch gave, and the folder of its checkpoint (None on every worker but the first), which
+# the receiver may empty.
+Report = Callable[[Metrics, Path | None], None]
+
+STATE, BEST, LAST = "state.pt", "best.safetensors", "last.safetensors"
+
+
+@dataclass
+class Progress:
+    """What a run must remember to go on from the end of an epoch as if nothing had happened."""
+
+    history: list[Metrics] = field(default_factory=list)
+    best: Metrics | None = None
+
+    def add(self, metrics: Metrics) -> bool:
+        """Record an epoch; true if it is the best so far by validation accuracy."""
+        self.history.append(metrics)
+        better = self.best is None or metrics["val/top1"] > self.best["val/top1"]
+        if better:
+            self.best = metrics
+        return better
+
+
+def fit(
+    run: RunConfig,
+    step: DistillStep,
+    reader: Reader,
+    *,
+    report: Report,
+    resume: Path | None = None,
+    teacher: Tapped | None = None,
+    device: torch.device,
+) -> Progress:
+    """Train the step's student and report every epoch; with a process group, one of its workers.
+
+    ``teacher`` makes the teacher's outputs live; without it they are the reader's, from a cache.
+    ``resume`` is the folder of a checkpoint; the result is that of an undisturbed run.
+
+    Raises FloatingPointError, before the weights are touched, where the loss is not finite.
+    """
+    if run.precision == "fp16" and device.type != "cuda":
+        raise ValueError("precision fp16 needs a GPU; bf16 and fp32 run anywhere")
+    step.to(device)
+    module = DistributedDataParallel(step) if reader.workers > 1 else step
+    optimizer = _optimizer(step, run.optimizer)
+    schedule = _schedule(optimizer, run.optimizer, run.epochs)
+    scaler = torch.amp.GradScaler(device.type, enabled=run.precision == "fp16")
+    parts = {"step": step, "optimizer": optimizer, "schedule": schedule, "scaler": scaler}
+    progress, best = _resumed(resume, parts, device)
+
+    for epoch in range(len(progress.history), run.epochs):
+        started = time.perf_counter()
+        learning_rate = schedule.get_last_lr()[0]
+        batches: Iterable[Batch] = (batch.to(device) for batch in reader.train(epoch))
+        batches = batches if teacher is None else taught(batches, teacher)
+        metrics = _train_epoch(module.train(), batches, optimizer, scaler, run.precision)
+        schedule.step()
+        metrics |= evaluate(step.student, reader.validation(), device=device)
+        metrics |= {"lr": learning_rate, "seconds": time.perf_counter() - started}
+        metrics["epoch"] = epoch + 1
+        if progress.add(metrics):
+            best = {
+                name: held.cpu().clone() for name, held in step.student.net.state_dict().items()
+            }
+        if reader.rank > 0:
+            report(metrics, None)
+            continue
+        with tempfile.TemporaryDirectory(prefix="kdsweep-") as folder:
+            _save(Path(folder), step, parts, progress, best)
+            report(metrics, Path(folder))
+    return progress
+
+
+def evaluate(
+    student: nn.Module,
+    batches: Iterable[Batch],
+    *,
+    device: torch.device,
+    prefix: str = "val",
+) -> Metrics:
+    """Accuracy, negative log-likelihood and calibration error, over the rows of all workers.
+
+    The student is left in the mode in which it came.
+    """
+    training = student.training
+    student.eval()
+    measure: MetricCollection | None = None
+    nll = MeanMetric().to(device)
+    with torch.inference_mode():
+        for batch in batches:
+            image, label = batch.image.to(device), batch.label.to(device)
+            logits = student(image).logits.float()
+            measure = measure or _classification(logits.shape[1]).to(device)
+            measure.update(logits, label)
+            nll.update(nn.functional.cross_entropy(logits, label, reduction="none"))
+    student.train(training)
+    if measure is None:
+        raise ValueError("there are no rows to evaluate")
+    values = {**measure.compute(), "nll": nll.compute()}
+    return {f"{prefix}/{name}": float(value) for name, value in values.items()}
+
+
+def keep(folder: Path, target: Path) -> None:
+    """Move a checkpoint's files into place, each at once: a reader sees the old or the new one."""
+    target.mkdir(parents=True, exist_ok=True)
+    for file in sorted(folder.iterdir()):
+        arriving = target / f".{file.name}.{os.getpid()}"
+        shutil.move(file, arriving)
+        arriving.replace(target / file.name)
+
+
+def pick_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _train_epoch(
+    module: nn.Module,
+    batches: Iterable[Batch],
+    optimizer: Optimizer,
+    scaler: torch.amp.GradScaler,
+    precision: str,
+) -> Metrics:
+    sums: dict[str, Tensor] = {}
+    count = 0
+    for batch in batches:
+        with _autocast(batch.image.device, precision):
+            result = module(batch)
+        _check_finite(result.loss, result.parts)
+        optimizer.zero_grad(set_to_none=True)
+        scaler.scale(result.loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        right = (result.logits.argmax(dim=1) == batch.label).float().mean()
+        seen = {"loss": result.loss.detach(), "top1": right, **result.parts}
+        sums = {name: sums.get(name, 0.0) + value.double() for name, value in seen.items()}
+        count += 1
+    totals = torch.stack(list(sums.values())) / count
+    if dist.is_initialized():
+        dist.all_reduce(totals)
+        totals /= dist.get_world_size()
+    return {f"train/{name}": value for name, value in zip(sums, totals.tolist(), strict=True)}
+
+
+def _autocast(device: torch.device, precision: str) -> torch.autocast:
+    dtype = torch.float16 if precision == "fp16" else torch.bfloat16
+    return torch.autocast(device.type, dtype=dtype, enabled=precision != "fp32")
+
+
+def _check_finite(loss: Tensor, parts: Mapping[str, Tensor]) -> None:
+    if not bool(torch.isfinite(loss)):
+        values = ", ".join(f"{label} = {part.item():.4g}" for label, part in parts.items())
+        raise FloatingPointError(
+            f"the loss is {loss.item()} ({values}); lower optimizer.lr or that term's weight"
+        )
+
+
+def _optimizer(step: nn.Module, config: OptimizerConfig) -> Optimizer:
+    if config.name == "adamw":
+        return torch.optim.AdamW(step.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+    return torch.optim.SGD(
+        step.parameters(),
+        lr=config.lr,
+        momentum=config.momentum,
+        nesterov=config.nesterov,
+        weight_decay=config.weight_decay,
+    )
+
+
+def _schedule(
+    optimizer: Optimizer, config: OptimizerConfig, epochs: int
+) -> torch.optim.lr_scheduler.LRScheduler:
+    if isinstance(config.schedule, CosineConfig):
+        return torch.optim.lr_scheduler.CosineAnnealingLR(
+            optimizer, T_max=epochs, eta_min=config.lr * config.schedule.floor
+        )
+    return torch.optim.lr_scheduler.MultiStepLR(
+        optimizer, milestones=list(config.schedule.epochs), gamma=config.schedule.gamma
+    )
+
+
+def _classification(num_classes: int) -> MetricCollection:
+    return MetricCollection(
+        {
+            "top1": MulticlassAccuracy(num_classes, average="micro"),
+            "calibration_error": MulticlassCalibrationError(num_classes, n_bins=15),
+        }
+    )
+
+
+def _copied(net: nn.Module) -> dict[str, Tensor]:
+    return {name: held.cpu().clone() for name, held in net.state_dict().items()}
+
+
+def _save(
+    folder: Path,
+    step: DistillStep,
+    parts: Mapping[str, Any],
+    progress: Progress,
+    best: Mapping[str, Tensor],
+) -> None:
+    state = {name: part.state_dict() for name, part in parts.items()}
+    state |= {"history": progress.history, "best": progress.best, "random": torch.get_rng_state()}
+    torch.save(state, folder / STATE)
+    save_weights(step.student.net.state_dict(), folder / LAST)
+    save_weights(best, folder / BEST)
+
+
+def _resumed(
+    folder: Path | None, parts: Mapping[str, Any], device: torch.device
+) -> tuple[Progress, dict[str, Tensor]]:
+    if folder is None:
+        return Progress(), {}
+    state = torch.load(folder / STATE, map_location=device, weights_only=True)
+    for name, part in parts.items():
+        part.load_state_dict(state[name])
+    torch.set_rng_state(state["random"].cpu())
+    return Progress(state["history"], state["best"]), read_weights(folder / BEST)

@@ -1,0 +1,80 @@
+"""A finished sweep as a ranked table."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from kdcore.losses import LOSSES
+from pipelines.config import RunConfig
+from pipelines.space import changed
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One run of a sweep: what was changed for it, and the last metrics that it reported."""
+
+    run: RunConfig
+    changes: Mapping[str, Any]
+    metrics: Mapping[str, float]
+    error: str = ""
+
+
+@dataclass
+class Row:
+    """One configuration over its seeds."""
+
+    label: str
+    is_control: bool
+    trials: list[Trial] = field(default_factory=list)
+    values: list[float] = field(default_factory=list)
+
+    @property
+    def mean(self) -> float:
+        return statistics.fmean(self.values)
+
+    @property
+    def deviation(self) -> float:
+        """Sample standard deviation over seeds; NaN for one seed."""
+        return statistics.stdev(self.values) if len(self.values) > 1 else math.nan
+
+
+def ranked(trials: Iterable[Trial], *, metric: str, mode: str) -> list[Row]:
+    """One row per configuration, seeds together, the best mean first; failed trials left out."""
+    rows: dict[str, Row] = {}
+    for trial in trials:
+        if trial.error or metric not in trial.metrics:
+            continue
+        key = changed(trial.run, {"seed": 0}).identity
+        row = rows.setdefault(key, Row(_label(trial), is_control(trial.run)))
+        row.trials.append(trial)
+        row.values.append(trial.metrics[metric])
+    return sorted(rows.values(), key=lambda row: row.mean, reverse=mode == "max")
+
+
+def best_trial(row: Row, *, mode: str) -> Trial:
+    """The seed that did best by the metric, in one row."""
+    pick = max if mode == "max" else min
+    return row.trials[row.values.index(pick(row.values))]
+
+
+def is_control(run: RunConfig) -> bool:
+    """Whether no term listens to the teacher: what distillation must be compared with."""
+    return not any(LOSSES[term.loss].needs_teacher for term in run.active.values())
+
+
+def _label(trial: Trial) -> str:
+    if is_control(trial.run):
+        return "no distillation (control)"
+    shown = {path: value for path, value in trial.changes.items() if path != "seed"}
+    words = [f"{_short(path, shown)}={value}" for path, value in sorted(shown.items())]
+    return " ".join(words) or "base"
+
+
+def _short(path: str, paths: Iterable[str]) -> str:
+    """The last word of a path where that says which one is meant, else the whole path."""
+    last = path.rpartition(".")[2]
+    return path if [p.rpartition(".")[2] for p in paths].count(last) > 1 else last

@@ -1,0 +1,147 @@
+"""The only file that knows MLflow: runs, numbers, students. The driver calls it, no worker does."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+import mlflow
+import numpy as np
+import torch
+from mlflow.entities import Metric, Param, RunTag
+from mlflow.models import infer_signature
+from mlflow.tracking import MlflowClient
+
+from pipelines.models import Served
+
+EXPERIMENT = "kdsweep"
+DEFAULT_STORE = Path("mlruns.db")
+DEFAULT_ARTIFACTS = Path("mlruns")
+
+
+@dataclass(frozen=True)
+class TrackedRun:
+    """One MLflow run, addressed by its id: nothing here is global."""
+
+    client: MlflowClient
+    run_id: str
+
+    def log(self, metrics: Mapping[str, float], *, epoch: int) -> None:
+        now = int(time.time() * 1000)
+        entities = [Metric(name, value, now, epoch) for name, value in metrics.items()]
+        self.client.log_batch(self.run_id, metrics=entities)
+
+    def tag(self, tags: Mapping[str, str]) -> None:
+        self.client.log_batch(
+            self.run_id, tags=[RunTag(name, value) for name, value in tags.items()]
+        )
+
+    def end(self, status: str = "FINISHED") -> None:
+        self.client.set_terminated(self.run_id, status)
+
+    def log_artifact(self, path: Path) -> None:
+        self.client.log_artifact(self.run_id, str(path))
+
+    def log_student(self, student: Served, example: np.ndarray) -> str:
+        """Log a network as an MLflow model that loads without this package; returns its URI.
+
+        ``example`` is (B, C, H, W) uint8 with B >= 2; the model takes any B.
+        """
+        student = student.cpu().eval()
+        with torch.inference_mode():
+            logits = student(torch.from_numpy(example)).numpy()
+        with _quiet(), mlflow.start_run(run_id=self.run_id):
+            info = mlflow.pytorch.log_model(
+                student,
+                name="student",
+                signature=infer_signature(example, logits),
+                input_example=example,
+                pip_requirements=[f"torch=={version('torch')}", f"numpy=={version('numpy')}"],
+            )
+        return str(info.model_uri)
+
+
+class Tracker:
+    """The store of all runs: ``MLFLOW_TRACKING_URI``, or sqlite in the working directory."""
+
+    def __init__(self, uri: str | None = None) -> None:
+        self.uri = uri or store_uri()
+        with _quiet():
+            mlflow.set_tracking_uri(self.uri)
+            self.client = MlflowClient(self.uri)
+            self.experiment_id = self._experiment()
+
+    def _experiment(self) -> str:
+        found = self.client.get_experiment_by_name(EXPERIMENT)
+        if found is not None:
+            return str(found.experiment_id)
+        local = self.uri.startswith("sqlite:")
+        place = DEFAULT_ARTIFACTS.absolute().as_uri() if local else None
+        return str(self.client.create_experiment(EXPERIMENT, artifact_location=place))
+
+    def start(
+        self,
+        name: str,
+        *,
+        params: Mapping[str, Any],
+        tags: Mapping[str, str],
+        parent: TrackedRun | None = None,
+    ) -> TrackedRun:
+        """A new run, under ``parent`` if that is given, with nested parameters by dotted path."""
+        nested = {"mlflow.parentRunId": parent.run_id} if parent else {}
+        created = self.client.create_run(
+            self.experiment_id, run_name=name, tags={**commit(), **nested, **tags}
+        )
+        run = TrackedRun(self.client, created.info.run_id)
+        flat = [Param(path, str(value)[:6000]) for path, value in dotted(params)]
+        for start in range(0, len(flat), 100):  # MLflow takes no more at a time
+            self.client.log_batch(run.run_id, params=flat[start : start + 100])
+        return run
+
+
+def store_uri() -> str:
+    """Where runs are tracked."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{DEFAULT_STORE.absolute()}"
+
+
+def dotted(content: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The leaves of nested mappings with their dotted paths."""
+    if isinstance(content, Mapping) and content:
+        for key, value in content.items():
+            yield from dotted(value, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, content
+
+
+def commit() -> dict[str, str]:
+    """The git commit of the working directory as a tag, marked where there are changes on it."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    return {"mlflow.source.git.commit": found.stdout.strip()}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No migration chatter from MLflow and its database library."""
+    loggers = [logging.getLogger(name) for name in ("mlflow", "alembic")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,191 @@
+"""One student: the loop in this process, or on the workers of Ray Train."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import ray.train
+import torch
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, ScalingConfig
+from ray.train import RunConfig as RayRunConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2.api.callback import UserCallback
+from ray.train.v2.api.config import LoggingConfig
+from ray.util.queue import Queue
+
+from kdcore.taps import Tapped
+from pipelines.build import build_step
+from pipelines.cluster import num_cores, worker_resources, workers_at_once
+from pipelines.config import RunConfig, plain
+from pipelines.data import Reader, TeacherRows
+from pipelines.loop import BEST, STATE, Metrics, Progress, fit, keep, pick_device
+from pipelines.sources import Pictures
+
+RESULT = "result.json"
+_RAY_FOLDER = "workers"
+OnEpoch = Callable[[Metrics], None]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a run trains on: pictures, and the teacher as cached rows or as a live network."""
+
+    pictures: Pictures
+    rows: TeacherRows | None = None
+    teacher: Tapped | None = None
+    fingerprint: str = ""  # of the cache that the rows are from
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run that is done, as its folder tells."""
+
+    folder: Path
+    history: list[Metrics]
+    best: Metrics
+
+    @property
+    def weights(self) -> Path:
+        """The student of the epoch that was best on the validation split."""
+        return self.folder / BEST
+
+
+def finished(run: RunConfig) -> Finished | None:
+    """The result of this very run, if it has been trained to its end."""
+    file = run.folder / RESULT
+    if not file.exists():
+        return None
+    held = json.loads(file.read_text())
+    return Finished(run.folder, held["history"], held["best"])
+
+
+def train_here(run: RunConfig, inputs: Inputs, on_epoch: OnEpoch) -> Finished:
+    """Train in this process, going on from the run's own checkpoint where there is one."""
+
+    def report(metrics: Metrics, folder: Path | None) -> None:
+        if folder is not None:
+            keep(folder, run.folder)
+        on_epoch(metrics)
+
+    progress = fit(
+        run,
+        build_step(run, inputs.pictures),
+        Reader(run, inputs.pictures, inputs.rows),
+        report=report,
+        resume=run.folder if (run.folder / STATE).exists() else None,
+        teacher=_live(inputs),
+        device=pick_device(),
+    )
+    return _finish(run, progress)
+
+
+def train_on_workers(run: RunConfig, inputs: Inputs, on_epoch: OnEpoch) -> Finished:
+    """Train with DDP on ``run.workers`` workers of Ray Train, following them from this process."""
+    queue = Queue(actor_options={"num_cpus": 0})
+
+    def listen() -> None:
+        while (metrics := queue.get()) is not None:
+            on_epoch(metrics)
+
+    listener = Thread(target=listen, daemon=True)
+    listener.start()
+    try:
+        return train_with_callback(run, ray.put(inputs), _Forward(queue))
+    finally:
+        queue.put(None)
+        listener.join()
+        queue.shutdown()
+
+
+def train_with_callback(run: RunConfig, inputs: ray.ObjectRef, callback: UserCallback) -> Finished:
+    """Train with DDP on ``run.workers`` workers of Ray Train; ``inputs`` is in the object store.
+
+    Raises ValueError where the cluster can never hold so many workers; Ray would wait for ever.
+    """
+    if run.workers > workers_at_once():
+        raise ValueError(
+            f"workers: {run.workers} are more than the {workers_at_once()} that this cluster can "
+            "run at once; lower `workers` or add nodes"
+        )
+    resources = worker_resources()
+    result = TorchTrainer(
+        _worker,
+        train_loop_config={"run": plain(run), "inputs": [inputs]},
+        torch_config=TorchConfig(backend="nccl" if "GPU" in resources else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=run.workers, use_gpu="GPU" in resources, resources_per_worker=resources
+        ),
+        run_config=RayRunConfig(
+            # the folder carries the run's identity: only this very run goes on from what is there
+            name=_RAY_FOLDER,
+            storage_path=str(run.folder.absolute()),
+            failure_config=FailureConfig(max_failures=1, controller_failure_limit=1),
+            checkpoint_config=CheckpointConfig(num_to_keep=1),
+            callbacks=[callback],
+            logging_config=LoggingConfig(log_level="ERROR"),
+        ),
+    ).fit()
+    with result.checkpoint.as_directory() as folder:
+        copied = Path(shutil.copytree(folder, run.folder / ".arriving", dirs_exist_ok=True))
+    keep(copied, run.folder)
+    copied.rmdir()
+    shutil.rmtree(run.folder / _RAY_FOLDER, ignore_errors=True)
+    state = torch.load(run.folder / STATE, map_location="cpu", weights_only=True)
+    return _finish(run, Progress(state["history"], state["best"]))
+
+
+class _Forward(UserCallback):
+    """Runs in Ray Train's controller: sends what the first worker reports to the driver."""
+
+    def __init__(self, queue: Queue) -> None:
+        self._queue = queue
+
+    def after_report(self, run_context: Any, metrics: list[Metrics], checkpoint: Any) -> None:
+        self._queue.put(metrics[0])
+
+
+def _worker(config: dict[str, Any]) -> None:
+    context = ray.train.get_context()
+    run = RunConfig.model_validate(config["run"])
+    inputs: Inputs = ray.get(config["inputs"][0])
+    torch.set_num_threads(max(1, num_cores() // context.get_local_world_size()))
+
+    def report(metrics: Metrics, folder: Path | None) -> None:
+        checkpoint = None if folder is None else Checkpoint.from_directory(str(folder))
+        ray.train.report(metrics, checkpoint=checkpoint)
+
+    step = build_step(run, inputs.pictures)
+    reader = Reader(
+        run, inputs.pictures, inputs.rows, context.get_world_rank(), context.get_world_size()
+    )
+    checkpoint = ray.train.get_checkpoint()
+    with checkpoint.as_directory() if checkpoint else nullcontext() as folder:
+        fit(
+            run,
+            step,
+            reader,
+            report=report,
+            resume=Path(folder) if folder else None,
+            teacher=_live(inputs),
+            device=pick_device(),
+        )
+
+
+def _live(inputs: Inputs) -> Tapped | None:
+    return None if inputs.teacher is None else inputs.teacher.to(pick_device())
+
+
+def _finish(run: RunConfig, progress: Progress) -> Finished:
+    """Write the run's final marker: it is finished because this file is there."""
+    content = {"run": plain(run), "history": progress.history, "best": progress.best}
+    arriving = run.folder / f".{RESULT}"
+    arriving.write_text(json.dumps(content, indent=1) + "\n")
+    arriving.replace(run.folder / RESULT)
+    return Finished(run.folder, progress.history, progress.best or {})

@@ -35,5 +35,6 @@ def same_resolution(
     """Both maps average-pooled to the smaller height and width of the two; others as they are."""
     if student.ndim != 4 or student.shape[2:] == teacher.shape[2:]:
         return student, teacher
-    size = [min(pair) for pair in zip(student.shape[2:], teacher.shape[2:], strict=True)]
+    height, width = map(min, student.shape[2:], teacher.shape[2:])
+    size = (height, width)
     return F.adaptive_avg_pool2d(student, size), F.adaptive_avg_pool2d(teacher, size)

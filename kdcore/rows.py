@@ -19,7 +19,7 @@ def gather_rows(rows: Shaped[Tensor, "b ..."]) -> Shaped[Tensor, "rows ..."]:
     """
     if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
         return rows
-    gathered: Tensor = _GatherRows.apply(rows)  # type: ignore[no-untyped-call]
+    gathered: Tensor = _GatherRows.apply(rows)
     return gathered
 
 

@@ -17,7 +17,9 @@ EMBEDDING = "embedding"
 
 def classifier_name(net: nn.Module) -> str:
     """The path of the last linear layer, whose input is the embedding."""
-    linear = [name for name, module in net.named_modules() if isinstance(module, nn.Linear)]
+    linear: list[str] = [
+        name for name, module in net.named_modules() if isinstance(module, nn.Linear)
+    ]
     if not linear:
         raise ValueError(
             f"{type(net).__name__} has no nn.Linear, so it has no classifier whose input could be "

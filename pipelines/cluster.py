@@ -5,27 +5,11 @@ from __future__ import annotations
 import logging
 import math
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# Ray reads these when it is imported and hands them on to its workers.
-_SETTINGS = {
-    "RAY_AUTH_MODE": "disabled" if "RAY_ADDRESS" not in os.environ else "token",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # workers stay in the folder where `kd` was started
-    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
-    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
-    # a report waits for the controller's next look: 2 s each by default
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60",
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
-}
-for _name, _value in _SETTINGS.items():
-    os.environ.setdefault(_name, _value)
-
-import ray  # noqa: E402  after the settings that it reads
+import ray
 
 # CPUs are a count for Ray, not a binding: two more than there are, so that what only waits (a
 # pipeline's reader, a trial that drives its own workers) never keeps work from starting.
@@ -44,6 +28,8 @@ def cluster(*, verbose: bool = False, dashboard: bool = False) -> Iterator[None]
         yield
         return
     address = os.environ.get("RAY_ADDRESS", "local")
+    if address == "local" and "RAY_AUTH_TOKEN_PATH" not in os.environ:
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     local = {"num_cpus": num_cores() + SPARE_CPUS, "include_dashboard": dashboard}
     ray.init(
         address=address,

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from kdcore.taps import Tapped
 from pipelines import cache
 from pipelines.build import build_step, build_student, build_teacher
 from pipelines.cluster import cluster
@@ -44,31 +43,21 @@ def prepared(
     pictures = checked(run)
     if run.teacher is None:
         return Inputs(pictures)
-    wanted = sorted({*run.teacher_layers, *layers})
-    teacher = build_teacher(teacher_network(run, watch=watch, tracker=tracker), pictures, wanted)
+    network = teacher_network(run, watch=watch, tracker=tracker)
+    teacher = build_teacher(network, pictures, {*run.teacher_layers, *layers})
     if run.teacher.source == "live":
-        return Inputs(pictures, teacher=teacher)
-    return _cached(run, pictures, teacher, watch=watch, verbose=verbose)
-
-
-def _cached(
-    run: RunConfig, pictures: Pictures, teacher: Tapped, *, watch: Watch, verbose: bool
-) -> Inputs:
+        return Inputs(pictures, network, teacher=teacher)
     content = cache.contents(run, pictures, teacher)
     folder = cache.cache_folder(run, content)
     if not cache.is_complete(folder, run.data.views):
         with cluster(verbose=verbose):
             cache.write_cache(
-                run,
-                pictures,
-                teacher,
-                folder,
-                lambda done, total: watch("cache", done, total, f"rows of {folder}"),
+                run, pictures, teacher, folder, lambda done, total: watch("cache", done, total, "")
             )
     rows = cache.read_cache(
         folder, views=run.data.views, layers=content["layers"], count=len(pictures.label)
     )
-    return Inputs(pictures, rows=rows, fingerprint=cache.fingerprint(content))
+    return Inputs(pictures, network, rows=rows, fingerprint=cache.fingerprint(content))
 
 
 def teacher_network(run: RunConfig, *, watch: Watch, tracker: Tracker) -> ModelConfig:

@@ -53,7 +53,7 @@ def sweep(config: SweepConfig, *, watch: jobs.Watch, tracker: Tracker, verbose: 
         parent = tracker.start(config.name, params=plain(config), tags=_tags(first))
         try:
             trials = _trials(config, inputs, watch, tracker, parent)
-            outcome = _judged(config, trials, first, watch=watch, tracker=tracker)
+            outcome = _judged(config, trials, first)
             served = jobs.servable(outcome.best.run, outcome.student, first.pictures)
             parent.log_student(served, first.pictures.image[:2])
             parent.log(outcome.test, epoch=0)
@@ -301,9 +301,7 @@ class _Follow(tune.Callback):
 _OWN_METRICS = ("epoch", "lr", "seconds")
 
 
-def _judged(
-    config: SweepConfig, trials: list[Trial], inputs: Inputs, *, watch: jobs.Watch, tracker: Tracker
-) -> Outcome:
+def _judged(config: SweepConfig, trials: list[Trial], inputs: Inputs) -> Outcome:
     search = config.search
     rows = ranked(trials, metric=search.metric, mode=search.mode)
     failed = [trial for trial in trials if trial.error]
@@ -314,19 +312,17 @@ def _judged(
     if student is None:
         raise RuntimeError(f"the best trial was stopped before its end: {best.changes}")
     test = jobs.tested(best.run, jobs.student_network(best.run, student))
-    teacher = _teacher_metrics(config.base, inputs, watch=watch, tracker=tracker)
+    teacher = _teacher_metrics(config.base, inputs)
     outcome = Outcome(rows, failed, teacher, best, student, test, sweep_folder(config))
     outcome.folder.mkdir(parents=True, exist_ok=True)
     (outcome.folder / OUTCOME).write_text(json.dumps(_summary(outcome), indent=1) + "\n")
     return outcome
 
 
-def _teacher_metrics(
-    run: RunConfig, inputs: Inputs, *, watch: jobs.Watch, tracker: Tracker
-) -> Metrics:
-    if run.teacher is None:
+def _teacher_metrics(run: RunConfig, inputs: Inputs) -> Metrics:
+    if inputs.network is None:
         return {}
-    metrics = jobs.tested(run, jobs.teacher_network(run, watch=watch, tracker=tracker))
+    metrics = jobs.tested(run, inputs.network)
     if inputs.rows is not None:
         metrics["val/top1"] = jobs.teacher_accuracy(run, inputs)
     return metrics

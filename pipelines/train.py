@@ -23,7 +23,7 @@ from ray.util.queue import Queue
 from kdcore.taps import Tapped
 from pipelines.build import build_step
 from pipelines.cluster import num_cores, worker_resources, workers_at_once
-from pipelines.config import RunConfig, plain
+from pipelines.config import ModelConfig, RunConfig, plain
 from pipelines.data import Reader, TeacherRows
 from pipelines.loop import BEST, STATE, Metrics, Progress, fit, keep, pick_device
 from pipelines.sources import Pictures
@@ -38,9 +38,10 @@ class Inputs:
     """What a run trains on: pictures, and the teacher as cached rows or as a live network."""
 
     pictures: Pictures
-    rows: TeacherRows | None = None
-    teacher: Tapped | None = None
-    fingerprint: str = ""  # of the cache that the rows are from
+    network: ModelConfig | None = None  # the teacher's, with its weights
+    teacher: Tapped | None = None  # live
+    rows: TeacherRows | None = None  # cached
+    fingerprint: str = ""  # of the cache
 
 
 @dataclass(frozen=True)

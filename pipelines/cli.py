@@ -218,24 +218,29 @@ def _as_sweep(loaded: RunConfig | SweepConfig) -> SweepConfig:
 
 def _print_ranking(config: SweepConfig, outcome: Outcome) -> None:
     metric = config.search.metric
-    control = next((row.mean for row in outcome.rows if row.is_control), math.nan)
+    control = next((row.mean for row in outcome.rows if row.is_control), None)
     table = Table(title=f"{config.name}: {metric}, mean and standard deviation over seeds")
     for column in ("", "configuration", "mean", "sd", "seeds", "- control"):
         table.add_column(column, justify="left" if column == "configuration" else "right")
     for place, row in enumerate(outcome.rows, start=1):
-        gap = "" if row.is_control or math.isnan(control) else f"{row.mean - control:+.4f}"
-        table.add_row(
-            str(place), row.label, f"{row.mean:.4f}", f"{row.deviation:.4f}",
-            str(len(row.values)), gap,
-        )  # fmt: skip
+        gap = "" if row.is_control or control is None else f"{row.mean - control:+.4f}"
+        spread = "" if math.isnan(row.deviation) else f"{row.deviation:.4f}"
+        numbers = (f"{row.mean:.4f}", spread, str(len(row.values)), gap)
+        table.add_row(str(place), row.label, *numbers)
     if metric in outcome.teacher:
         table.add_row("", "teacher", f"{outcome.teacher[metric]:.4f}", "", "1", "", style="bold")
     console.print(table)
+    if outcome.stopped:
+        console.print(f"stopped early, not ranked: {len(outcome.stopped)} trials")
     for trial in outcome.failed:
         console.print(f"failed: {dict(trial.changes)}: {trial.error}", style="red", markup=False)
-    console.print(
-        f"test top-1, seen once: student {outcome.test['test/top1']:.4f}"
-        + (f", teacher {outcome.teacher['test/top1']:.4f}" if outcome.teacher else "")
-    )
+    teacher = f", teacher {outcome.teacher['test/top1']:.4f}" if outcome.teacher else ""
+    console.print(f"test top-1, seen once: student {outcome.test['test/top1']:.4f}{teacher}")
     console.print(f"best student: {outcome.student.weights}", soft_wrap=True)
-    console.print(f"compare the runs: {Path(sys.executable).parent / 'kd'} ui", soft_wrap=True)
+    console.print(f"compare the runs: {_this_command()} ui", soft_wrap=True)
+
+
+def _this_command() -> str:
+    """How this program is called from where the user is."""
+    kd = Path(sys.executable).parent / "kd"
+    return str(kd.relative_to(Path.cwd())) if kd.is_relative_to(Path.cwd()) else str(kd)

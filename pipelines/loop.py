@@ -28,8 +28,8 @@ from pipelines.data import Reader
 from pipelines.models import read_weights, save_weights
 
 Metrics = dict[str, float]
-# What an epoch gave, and the folder of its checkpoint (None on every worker but the first), which
-# the receiver may empty.
+# What an epoch gave, and the folder of its checkpoint, which the receiver may empty (None on every
+# worker but the first, and for an epoch that is told again).
 Report = Callable[[Metrics, Path | None], None]
 
 STATE, BEST, LAST = "state.pt", "best.safetensors", "last.safetensors"
@@ -64,7 +64,8 @@ def fit(
     """Train the step's student and report every epoch; with a process group, one of its workers.
 
     ``teacher`` makes the teacher's outputs live; without it they are the reader's, from a cache.
-    ``resume`` is the folder of a checkpoint; the result is that of an undisturbed run.
+    ``resume`` is the folder of a checkpoint; the result is that of an undisturbed run, and what
+    was reported before is reported again.
 
     Raises FloatingPointError, before the weights are touched, where the loss is not finite.
     """
@@ -77,6 +78,8 @@ def fit(
     scaler = torch.amp.GradScaler(device.type, enabled=run.precision == "fp16")
     parts = {"step": step, "optimizer": optimizer, "schedule": schedule, "scaler": scaler}
     progress, best = _resumed(resume, parts, device)
+    for past in progress.history:
+        report(past, None)
 
     for epoch in range(len(progress.history), run.epochs):
         started = time.perf_counter()

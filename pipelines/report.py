@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from kdcore.checks import unknown_name
 from kdcore.losses import LOSSES
 from pipelines.config import RunConfig
 from pipelines.space import changed
@@ -21,6 +22,11 @@ class Trial:
     changes: Mapping[str, Any]
     metrics: Mapping[str, float]
     error: str = ""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it was trained to its end: neither failed nor stopped by the scheduler."""
+        return not self.error and self.metrics.get("epoch") == self.run.epochs
 
 
 @dataclass
@@ -43,11 +49,16 @@ class Row:
 
 
 def ranked(trials: Iterable[Trial], *, metric: str, mode: str) -> list[Row]:
-    """One row per configuration, seeds together, the best mean first; failed trials left out."""
+    """One row per configuration, seeds together, the best mean first; of whole trials only.
+
+    Raises ValueError, with the metrics that there are, where a trial did not report ``metric``.
+    """
     rows: dict[str, Row] = {}
     for trial in trials:
-        if trial.error or metric not in trial.metrics:
+        if not trial.is_whole:
             continue
+        if metric not in trial.metrics:
+            raise ValueError(unknown_name("metric", metric, trial.metrics))
         key = changed(trial.run, {"seed": 0}).identity
         row = rows.setdefault(key, Row(_label(trial), is_control(trial.run)))
         row.trials.append(trial)
@@ -70,8 +81,12 @@ def _label(trial: Trial) -> str:
     if is_control(trial.run):
         return "no distillation (control)"
     shown = {path: value for path, value in trial.changes.items() if path != "seed"}
-    words = [f"{_short(path, shown)}={value}" for path, value in sorted(shown.items())]
+    words = [f"{_short(path, shown)}={_rounded(value)}" for path, value in sorted(shown.items())]
     return " ".join(words) or "base"
+
+
+def _rounded(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def _short(path: str, paths: Iterable[str]) -> str:

@@ -7,7 +7,7 @@ import inspect
 import io
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -43,13 +43,19 @@ def read_pictures(data: DataConfig, part: Part) -> Pictures:
     Raises ValueError for an unknown dataset, for a root that does not hold it, for pictures of
     different sizes where no ``size`` is given, and, naming the place, for one that does not decode.
     """
-    read = SOURCES.get(data.name)
-    pictures = read(data, part) if read else _torchvision(data, part)
+    identity = data.model_dump(include={"name", "root", "download", "size"})
+    pictures = _read_once(DataConfig(**identity), part)
     if data.limit is None or part == "test":
         return pictures
     return Pictures(
         pictures.image[: data.limit], pictures.label[: data.limit], pictures.num_classes
     )
+
+
+@lru_cache(maxsize=2)  # a run, its teacher's run and the trials' checks read the same pictures
+def _read_once(data: DataConfig, part: Part) -> Pictures:
+    read = SOURCES.get(data.name)
+    return read(data, part) if read else _torchvision(data, part)
 
 
 def split(count: int, data: DataConfig) -> tuple[np.ndarray, np.ndarray]:
@@ -189,4 +195,4 @@ def _pixels(picture: np.ndarray, data: DataConfig) -> np.ndarray:
     if data.size is not None and picture.shape[:2] != (data.size, data.size):
         resized = Image.fromarray(picture).resize((data.size, data.size), Image.Resampling.BILINEAR)
         picture = np.asarray(resized)
-    return picture[None] if picture.ndim == 2 else np.moveaxis(picture, -1, 0)
+    return np.ascontiguousarray(np.atleast_3d(picture).transpose(2, 0, 1))

@@ -1,0 +1,236 @@
+"""The trials of a sweep on Ray Tune: the space as Tune takes it, one trial, and who follows it."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import optuna
+import ray
+import torch
+from ray import tune
+from ray.tune.integration.ray_train import TuneReportCallback
+from ray.tune.schedulers import ASHAScheduler
+from ray.tune.search.optuna import OptunaSearch
+
+from pipelines import jobs
+from pipelines.cluster import num_cores, worker_resources, workers_at_once
+from pipelines.config import RunConfig, digest, plain
+from pipelines.report import Trial
+from pipelines.space import Range, SweepConfig, changed
+from pipelines.tracking import TrackedRun, Tracker
+from pipelines.train import Inputs, OnEpoch, finished, train_here, train_with_callback
+
+
+def run_trials(
+    config: SweepConfig,
+    inputs: Mapping[str, Inputs],
+    *,
+    watch: jobs.Watch,
+    tracker: Tracker,
+    parent: TrackedRun,
+) -> list[Trial]:
+    """Run every trial of the sweep; ``inputs`` go once into the object store of each node."""
+    concurrent = config.search.max_concurrent or max(1, workers_at_once() // config.base.workers)
+    base = config.base.model_copy(
+        update={"runs": config.base.runs.absolute(), "caches": config.base.caches.absolute()}
+    )
+    references = {key: ray.put(held) for key, held in inputs.items()}
+    trainable = tune.with_parameters(
+        _trial, base=base, references=references, threads=max(1, num_cores() // concurrent)
+    )
+    space, total = _tune_space(config)
+    follow = _Follow(config, inputs, watch=watch, tracker=tracker, parent=parent, total=total)
+    # what Tune keeps is thrown away: the runs' own folders are the ones that last
+    base.runs.mkdir(parents=True, exist_ok=True)
+    folder = tempfile.mkdtemp(prefix=".tune-", dir=base.runs)
+    try:
+        results = tune.Tuner(
+            tune.with_resources(trainable, _trial_resources(config)),
+            param_space=space,
+            tune_config=tune.TuneConfig(
+                metric=config.search.metric,
+                mode=config.search.mode,
+                num_samples=config.search.num_samples,
+                max_concurrent_trials=concurrent,
+                search_alg=_searcher(config),
+                scheduler=_scheduler(config),
+                reuse_actors=True,
+            ),
+            run_config=tune.RunConfig(
+                name="sweep",
+                storage_path=folder,
+                callbacks=[follow],
+                verbose=0,
+                failure_config=tune.FailureConfig(max_failures=1),
+            ),
+        ).fit()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return [_as_trial(config.base, result) for result in results]
+
+
+def grid_points(space: Mapping[str, Range]) -> list[dict[str, Any]]:
+    """Every combination of the listed values, as changes by dotted path."""
+    values = [space[path].probes for path in space]
+    return [dict(zip(space, point, strict=True)) for point in itertools.product(*values)]
+
+
+def distinct(base: RunConfig, points: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The points that make different runs: a weight of 0 makes one control of all losses."""
+    seen: dict[str, dict[str, Any]] = {}
+    for point in points:
+        seen.setdefault(changed(base, point).identity, dict(point))
+    return list(seen.values())
+
+
+def inputs_key(run: RunConfig) -> str:
+    """Names the data set and the teacher that a run needs; runs of one key share their inputs."""
+    content = plain(run)
+    return digest([content["data"], content["teacher"]])
+
+
+def _trial(
+    config: dict[str, Any], *, base: RunConfig, references: dict[str, Any], threads: int
+) -> None:
+    """One trial, in an actor that is used again for the next."""
+    run = changed(base, _changes(config))
+    done = finished(run)
+    if done is not None:
+        for metrics in done.history:
+            tune.report(metrics)
+        return
+    torch.set_num_threads(threads)
+    reference = references[inputs_key(run)]
+    if run.workers == 1:
+        train_here(run, ray.get(reference), tune.report)
+    else:
+        train_with_callback(run, reference, TuneReportCallback())
+
+
+def _changes(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A trial's changes: one point of the grid, or a drawn value per dotted path."""
+    return dict(config.get("point", config))
+
+
+def _tune_space(config: SweepConfig) -> tuple[dict[str, Any], int]:
+    """The space as Tune takes it, and the number of its trials."""
+    if config.search.algorithm == "grid":
+        points = distinct(config.base, grid_points(config.space))
+        return {"point": tune.grid_search(points)}, len(points) * config.search.num_samples
+    space = {
+        path: _domain(values, config.search.algorithm) for path, values in config.space.items()
+    }
+    grids = 1
+    if config.search.algorithm == "random":
+        grids = len(grid_points({p: v for p, v in config.space.items() if v.kind == "grid"}))
+    return space, grids * config.search.num_samples
+
+
+def _domain(values: Range, algorithm: str) -> Any:
+    listed = getattr(values, values.kind)
+    if values.kind == "grid":
+        # Optuna takes no grids: there the listed values are choices
+        return tune.grid_search(listed) if algorithm == "random" else tune.choice(listed)
+    if values.kind == "choice":
+        return tune.choice(listed)
+    return {"uniform": tune.uniform, "loguniform": tune.loguniform, "randint": tune.randint}[
+        values.kind
+    ](*listed)
+
+
+def _searcher(config: SweepConfig) -> OptunaSearch | None:
+    if config.search.algorithm != "optuna":
+        return None
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    return OptunaSearch(
+        metric=config.search.metric, mode=config.search.mode, seed=config.search.seed
+    )
+
+
+def _scheduler(config: SweepConfig) -> ASHAScheduler | None:
+    if config.search.scheduler == "none":
+        return None
+    # one epoch more than there are: ASHA stops whoever reaches max_t before it can write its result
+    return ASHAScheduler(time_attr="epoch", max_t=config.base.epochs + 1)
+
+
+def _trial_resources(config: SweepConfig) -> dict[str, float]:
+    """A flat trial works itself; one with workers only waits, and must not hold a CPU of theirs."""
+    return worker_resources() if config.base.workers == 1 else {"memory": 64 * 2**20}
+
+
+def _as_trial(base: RunConfig, result: tune.Result) -> Trial:
+    changes = _changes(result.config or {})
+    error = "" if result.error is None else str(result.error).strip().splitlines()[-1]
+    return Trial(changed(base, changes), changes, _own_metrics(result.metrics or {}), error)
+
+
+@dataclass
+class _Followed:
+    run: RunConfig
+    tracked: TrackedRun
+    on_epoch: OnEpoch
+
+
+class _Follow(tune.Callback):
+    """Writes what trials report to MLflow, from the driver, and tells how far the sweep is."""
+
+    def __init__(
+        self,
+        config: SweepConfig,
+        inputs: Mapping[str, Inputs],
+        *,
+        watch: jobs.Watch,
+        tracker: Tracker,
+        parent: TrackedRun,
+        total: int,
+    ) -> None:
+        self._config, self._inputs, self._watch = config, inputs, watch
+        self._tracker, self._parent, self._total = tracker, parent, total
+        self._followed: dict[str, _Followed] = {}
+        self._ended: set[str] = set()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Tune stores its callbacks with the experiment; this one belongs to the driver's process
+        return (tune.Callback, ())
+
+    def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        if trial.trial_id in self._followed:
+            return
+        run = changed(self._config.base, _changes(trial.config))
+        inputs = self._inputs[inputs_key(run)]
+        tracked = jobs.start_tracking(run, inputs, self._tracker, self._parent)
+        on_epoch = jobs.follower(run, tracked, lambda *progress: None)
+        self._followed[trial.trial_id] = _Followed(run, tracked, on_epoch)
+
+    def on_trial_result(
+        self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        self._followed[trial.trial_id].on_epoch(_own_metrics(result))
+
+    def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        run = self._followed[trial.trial_id].run
+        whole = (trial.last_result or {}).get("epoch") == run.epochs
+        self._end(trial, "FINISHED" if whole else "KILLED")
+
+    def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        self._end(trial, "FAILED")
+
+    def _end(self, trial: Any, status: str) -> None:
+        self._followed[trial.trial_id].tracked.end(status)
+        self._ended.add(trial.trial_id)
+        metric = self._config.search.metric
+        value = (trial.last_result or {}).get(metric)
+        shown = status.lower() if value is None else f"{metric} {value:.4f}"
+        self._watch("sweep", len(self._ended), self._total, shown)
+
+
+def _own_metrics(result: Mapping[str, Any]) -> dict[str, float]:
+    """What the loop reported, without what Tune adds."""
+    names = ("epoch", "lr", "seconds")
+    return {name: value for name, value in result.items() if "/" in name or name in names}

@@ -33,6 +33,9 @@ class DistillStep(nn.Module):
             raise ValueError(
                 f"every term needs one weight: terms {sorted(terms)}, weights {sorted(weights)}"
             )
+        taken = [label for label in terms if hasattr(nn.ModuleDict(), label)]
+        if taken:
+            raise ValueError(f"{taken[0]!r} cannot name a term: torch has a use for it; rename it")
         self.student = student
         self.terms = nn.ModuleDict(terms)
         self.weights = dict(weights)

@@ -54,7 +54,7 @@ class Tapped(nn.Module):
 
         def keep_output(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
             def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
-                features[name] = output
+                features[name] = output.clone()  # the next module may work in place
 
             return hook
 

@@ -19,9 +19,10 @@ def freeze(teacher: Tapped) -> Tapped:
 def taught(batches: Iterable[Batch], teacher: Tapped) -> Iterator[Batch]:
     """Each batch with what the frozen teacher says about its pictures.
 
-    Raises ValueError for a teacher in training mode, whose BatchNorm statistics would move.
+    Raises ValueError for a teacher of which any part is in training mode, so that its BatchNorm
+    statistics would move.
     """
-    if teacher.training:
+    if any(module.training for module in teacher.modules()):
         raise ValueError("the teacher is in training mode; pass it through freeze() first")
     for batch in batches:
         with torch.no_grad():

@@ -12,6 +12,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from kdcore.checks import unknown_name
 from kdcore.projectors import projector, same_resolution
 from kdcore.rows import gather_rows
 from kdcore.taps import EMBEDDING
@@ -103,6 +104,13 @@ class Features(Loss):
         return _FeaturesTerm(self, params, layers, probe)
 
 
+def present(teacher: Outputs | None) -> Outputs:
+    """The teacher's outputs; ValueError where the batch carries none."""
+    if teacher is None:
+        raise ValueError("this loss needs a teacher, and the batch carries no teacher's outputs")
+    return teacher
+
+
 class _FunctionTerm(Term):
     """What the terms of stateless functions share: which inputs, and whether rows are gathered."""
 
@@ -122,8 +130,8 @@ class _FunctionTerm(Term):
 class _LogitsTerm(_FunctionTerm):
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
         values = {"student": student.logits, "label": batch.label}
-        if teacher is not None:
-            values["teacher"] = teacher.logits
+        if "teacher" in self._inputs:
+            values["teacher"] = present(teacher).logits
         return self.compare(values)
 
 
@@ -132,6 +140,8 @@ class _FeaturesTerm(_FunctionTerm):
         self, loss: Features, params: Mapping[str, Any], layers: Mapping[str, str], probe: Probe
     ) -> None:
         super().__init__(loss, params)
+        if not layers:
+            raise ValueError("a loss on features needs at least one pair of layers")
         self._layers = dict(layers)
         self.projectors = nn.ModuleList(
             self._projector(loss, probe, student, teacher) for student, teacher in layers.items()
@@ -139,21 +149,27 @@ class _FeaturesTerm(_FunctionTerm):
 
     @staticmethod
     def _projector(loss: Features, probe: Probe, student: str, teacher: str) -> nn.Module:
-        if not loss.project or probe.batch.teacher is None:
+        here = _feature("student", probe.student, student)
+        there = _feature("teacher", present(probe.batch.teacher), teacher)
+        if not loss.project:
             return nn.Identity()
-        here, there = probe.student.features[student], probe.batch.teacher.features[teacher]
         try:
             return projector(here.shape, there.shape)
         except ValueError as error:
             raise ValueError(f"layers {student!r}: {teacher!r}: {error}") from None
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
-        if teacher is None:
-            raise ValueError("a loss on features needs a teacher, the batch carries none")
+        there_features = present(teacher).features
         total = batch.image.new_zeros(())
         for (here, there), project in zip(self._layers.items(), self.projectors, strict=True):
-            pair = same_resolution(project(student.features[here]), teacher.features[there])
+            pair = same_resolution(project(student.features[here]), there_features[there])
             total = total + self.compare(
                 {"student": pair[0], "teacher": pair[1], "label": batch.label}
             )
         return total
+
+
+def _feature(network: str, outputs: Outputs, layer: str) -> Tensor:
+    if layer not in outputs.features:
+        raise ValueError(unknown_name(f"layer of the {network}", layer, outputs.features))
+    return outputs.features[layer]

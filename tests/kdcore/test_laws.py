@@ -1,0 +1,179 @@
+"""What every entry of LOSSES must obey; a new line of the table is tested without a new test."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from kdcore.losses import LOSSES, Features, Loss, Term
+from kdcore.models import MODELS
+from kdcore.step import DistillStep
+from kdcore.taps import Tapped
+from kdcore.types import Batch, Outputs, Probe
+
+MAP = {"map": "map"}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A loss between a student and a teacher whose layers differ in channels and resolution."""
+
+    loss: Loss
+    layers: Mapping[str, str]
+    student: Outputs
+    batch: Batch
+
+    @property
+    def teacher(self) -> Outputs:
+        assert self.batch.teacher is not None
+        return self.batch.teacher
+
+    def term(self, seed: int = 0) -> Term:
+        torch.manual_seed(seed)
+        return self.loss.build({}, self.layers, Probe(self.student, self.batch)).double()
+
+    def value(self, term: Term) -> Tensor:
+        return term(self.student, self.teacher, self.batch)
+
+
+def outputs(embedding: int, *map_shape: int) -> Outputs:
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(6, *shape, dtype=torch.float64)
+
+    return Outputs(normal(5), {"embedding": normal(embedding), "map": normal(*map_shape)})
+
+
+def make_case(loss: Loss, layers: Mapping[str, str]) -> Case:
+    torch.manual_seed(0)
+    image = torch.randn(6, 3, 4, 4, dtype=torch.float64)
+    batch = Batch(image, torch.tensor([0, 3, 1, 3, 4, 0]), torch.arange(6), outputs(4, 3, 2, 2))
+    return Case(loss, layers, outputs(3, 2, 2, 4), batch)
+
+
+def leaves(of: Outputs) -> dict[str, Tensor]:
+    return {"logits": of.logits, **of.features}
+
+
+def asking(of: Outputs) -> Outputs:
+    features = {name: feature.clone().requires_grad_() for name, feature in of.features.items()}
+    return Outputs(of.logits.clone().requires_grad_(), features)
+
+
+def in_order(of: Outputs, order: Tensor) -> Outputs:
+    return Outputs(of.logits[order], {name: rows[order] for name, rows in of.features.items()})
+
+
+# name: (loss, layers); a loss that takes layers is tested on its own and on a pair of maps
+CASES = {key: (loss, loss.default_layers) for key, loss in LOSSES.items()}
+CASES |= {f"{key}-map": (loss, MAP) for key, loss in LOSSES.items() if loss.default_layers}
+NEED_TEACHER = [name for name, (loss, _) in CASES.items() if loss.needs_teacher]
+
+
+@pytest.fixture(params=CASES)
+def case(request: pytest.FixtureRequest) -> Case:
+    return make_case(*CASES[request.param])
+
+
+def test_every_loss_is_a_finite_scalar(case: Case) -> None:
+    value = case.value(case.term())
+    assert value.shape == ()
+    assert value.dtype is torch.float64
+    assert bool(value.isfinite())
+
+
+def test_every_loss_ignores_the_order_of_the_batch(case: Case) -> None:
+    order, term = torch.tensor([3, 0, 5, 1, 4, 2]), case.term()
+    batch, teacher = case.batch, in_order(case.teacher, order)
+    shuffled = Batch(batch.image[order], batch.label[order], batch.index[order], teacher)
+    value = term(in_order(case.student, order), teacher, shuffled)
+    torch.testing.assert_close(value, case.value(term), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.usefixtures("without_shape_checks")  # which take most of the time of many evaluations
+def test_every_loss_has_the_gradient_of_its_finite_differences(case: Case) -> None:
+    term, student = case.term(), asking(case.student)
+
+    def value(logits: Tensor, *features: Tensor) -> Tensor:
+        named = dict(zip(case.layers, features, strict=True))
+        return term(Outputs(logits, named), case.teacher, case.batch)
+
+    compared = [student.features[layer] for layer in case.layers]
+    assert torch.autograd.gradcheck(value, (student.logits, *compared))
+
+
+def test_every_loss_sends_a_gradient_to_all_that_it_compares(case: Case) -> None:
+    student, teacher = asking(case.student), asking(case.teacher)
+    case.term()(student, teacher, replace(case.batch, teacher=teacher)).backward()
+    compared = [leaves(student)[name] for name in case.layers or ["logits"]]
+    if case.loss.needs_teacher:
+        compared += [leaves(teacher)[name] for name in case.layers.values() or ["logits"]]
+    for leaf in compared:
+        assert leaf.grad is not None
+        assert bool((leaf.grad != 0).any())
+
+
+def test_every_parameter_of_a_term_receives_a_gradient(case: Case) -> None:
+    term = case.term()
+    # between different widths a loss on features learns a projector, unless it says otherwise
+    if isinstance(case.loss, Features) and case.loss.project:
+        assert list(term.parameters())
+    term(asking(case.student), case.teacher, case.batch).backward()
+    for name, parameter in term.named_parameters():
+        assert parameter.grad is not None, name
+        assert bool((parameter.grad != 0).any()), name
+
+
+def test_every_term_survives_its_state_dict(case: Case) -> None:
+    first, second = case.term(seed=1), case.term(seed=2)
+    second.load_state_dict(first.state_dict())
+    torch.testing.assert_close(case.value(second), case.value(first), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", NEED_TEACHER)
+def test_a_batch_without_teacher_is_refused(name: str) -> None:
+    case = make_case(*CASES[name])
+    with pytest.raises(ValueError, match="teacher"):
+        case.term()(case.student, None, replace(case.batch, teacher=None))
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name not in NEED_TEACHER])
+def test_a_loss_that_needs_no_teacher_works_without_one(name: str) -> None:
+    case = make_case(*CASES[name])
+    value = case.term()(case.student, None, replace(case.batch, teacher=None))
+    torch.testing.assert_close(value, case.value(case.term()), rtol=0, atol=0)
+
+
+def test_every_part_is_finite_float32_under_bfloat16_autocast_and_a_float16_cache(
+    case: Case,
+) -> None:
+    layers = {"block2": "block3"} if case.layers == MAP else case.layers
+    student = Tapped(MODELS["convnet"](5, width=1), ["block2"])
+    teacher = Tapped(MODELS["convnet"](5, width=2), ["block3"])
+    image = torch.randn(6, 3, 8, 8)
+    with torch.no_grad():
+        batch = Batch(image, case.batch.label, case.batch.index, teacher(image).to(torch.float16))
+        term = case.loss.build({}, layers, Probe(student(image), batch))
+    step = DistillStep(student, {"it": term}, {"it": 1.0})
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        result, seen = step(batch), student(image)
+    alone = term(seen.to(torch.float32), batch.teacher.to(torch.float32), batch)
+    torch.testing.assert_close(result.parts["it"], alone.detach())  # nothing of it in bfloat16
+    result.loss.backward()
+    assert result.logits.dtype is torch.bfloat16
+    for part in (result.loss, *result.parts.values()):
+        assert part.dtype is torch.float32
+        assert bool(part.isfinite())
+    assert all(bool(parameter.grad.isfinite().all()) for parameter in step.parameters())
+
+
+@pytest.mark.parametrize("key", LOSSES)
+def test_every_hyperparameter_has_a_default_and_a_type(key: str) -> None:
+    assert set(LOSSES[key].inputs) <= {"student", "teacher", "label"}
+    for name, parameter in LOSSES[key].hyperparameters.items():
+        assert parameter.default is not inspect.Parameter.empty, name
+        assert parameter.annotation is not inspect.Parameter.empty, name

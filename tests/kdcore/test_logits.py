@@ -1,0 +1,103 @@
+"""Cross-entropy and Hinton's divergence against loops in plain Python."""
+
+from __future__ import annotations
+
+from math import exp, log
+
+import pytest
+import torch
+from torch import Tensor
+
+from kdcore.losses.logits import cross_entropy, kd
+
+
+@pytest.fixture
+def logits() -> tuple[Tensor, Tensor]:
+    student, teacher = torch.randn(2, 3, 4, dtype=torch.float64) * 3
+    return student, teacher
+
+
+def softmax(row: list[float], temperature: float = 1.0) -> list[float]:
+    powers = [exp(value / temperature) for value in row]
+    return [power / sum(powers) for power in powers]
+
+
+def scalar(value: float) -> Tensor:
+    return torch.tensor(value, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 1.0])
+def test_cross_entropy_equals_its_loop(logits: tuple[Tensor, Tensor], smoothing: float) -> None:
+    label, expected = [2, 0, 2], 0.0
+    for row, right in zip(logits[0].tolist(), label, strict=True):
+        for k, probability in enumerate(softmax(row)):
+            wanted = (1 - smoothing) * (k == right) + smoothing / len(row)
+            expected -= wanted * log(probability) / len(label)
+    value = cross_entropy(logits[0], torch.tensor(label), label_smoothing=smoothing)
+    torch.testing.assert_close(value, scalar(expected))
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
+def test_kd_equals_its_loop(logits: tuple[Tensor, Tensor], temperature: float) -> None:
+    student, teacher, expected = logits[0].tolist(), logits[1].tolist(), 0.0
+    for here, there in zip(student, teacher, strict=True):
+        p, q = softmax(here, temperature), softmax(there, temperature)
+        for k in range(len(p)):
+            expected += temperature**2 * q[k] * log(q[k] / p[k]) / len(student)
+    torch.testing.assert_close(kd(*logits, temperature=temperature), scalar(expected))
+
+
+def test_kd_is_by_default_at_temperature_four(logits: tuple[Tensor, Tensor]) -> None:
+    torch.testing.assert_close(kd(*logits), kd(*logits, temperature=4.0), rtol=0, atol=0)
+
+
+def test_kd_is_zero_with_zero_gradient_where_student_equals_teacher(
+    logits: tuple[Tensor, Tensor],
+) -> None:
+    student = logits[1].clone().requires_grad_()
+    value = kd(student, logits[1], temperature=3.0)
+    value.backward()
+    torch.testing.assert_close(value, scalar(0.0))
+    torch.testing.assert_close(student.grad, torch.zeros_like(logits[1]))
+
+
+def test_kd_ignores_a_constant_added_to_a_row(logits: tuple[Tensor, Tensor]) -> None:
+    student, teacher = logits
+    shift = torch.tensor([[5.0], [-100.0], [0.0]], dtype=torch.float64)
+    torch.testing.assert_close(kd(student + shift, teacher), kd(student, teacher))
+
+
+def test_the_gradient_of_kd_at_large_temperature_is_that_of_centred_logits(
+    logits: tuple[Tensor, Tensor],
+) -> None:
+    # Hinton, Vinyals & Dean 2015, equation 4, times T^2: (s - t) / (B K) for centred logits
+    student, teacher = (rows - rows.mean(dim=1, keepdim=True) for rows in logits)
+    for temperature in (1e3, 1e4):
+        asking = student.clone().requires_grad_()
+        kd(asking, teacher, temperature=temperature).backward()
+        torch.testing.assert_close(asking.grad, (student - teacher) / 12, rtol=0.02, atol=0.002)
+
+
+def test_kd_is_finite_for_confident_logits_in_float32() -> None:
+    student, teacher = torch.tensor([[1e4, 0.0]]), torch.tensor([[0.0, 1e4]])
+    torch.testing.assert_close(kd(student, teacher, temperature=1.0), torch.tensor(1e4))
+
+
+@pytest.mark.usefixtures("without_shape_checks")
+@pytest.mark.parametrize("shape", [(6, 1), (1, 5), (5,), ()])
+def test_kd_refuses_shapes_that_torch_would_broadcast(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"the same shape, got \(6, 5\) and \("):
+        kd(torch.randn(6, 5), torch.randn(shape))
+
+
+def test_a_batch_of_a_single_class_is_an_ordinary_batch() -> None:
+    student = torch.tensor([[1.0, 0.0], [0.0, 0.0]], dtype=torch.float64)
+    expected = (log(1 + exp(-1)) + log(2)) / 2
+    value = cross_entropy(student, torch.tensor([0, 0]))
+    torch.testing.assert_close(value, scalar(expected))
+
+
+def test_with_one_class_alone_both_losses_are_zero() -> None:
+    student, teacher = torch.randn(2, 3, 1, dtype=torch.float64)
+    torch.testing.assert_close(kd(student, teacher), scalar(0.0))
+    torch.testing.assert_close(cross_entropy(student, torch.zeros(3).long()), scalar(0.0))

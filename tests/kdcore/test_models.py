@@ -1,0 +1,90 @@
+"""The networks of the table: their sizes as published, and that they train."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from kdcore.models import MODELS
+from kdcore.models.resnet import cifar_resnet
+
+
+def num_parameters(name: str, num_classes: int) -> int:
+    return sum(parameter.numel() for parameter in MODELS[name](num_classes).parameters())
+
+
+# He et al. 2016, table 6: 0.27, 0.46, 0.66, 0.85 and 1.7 million; to the digit, what public
+# reproductions with shortcut option A count
+@pytest.mark.parametrize(
+    ("name", "published"),
+    [
+        ("resnet20", 269_722),
+        ("resnet32", 464_154),
+        ("resnet44", 658_586),
+        ("resnet56", 853_018),
+        ("resnet110", 1_727_962),
+    ],
+)
+def test_a_resnet_has_its_published_number_of_parameters(name: str, published: int) -> None:
+    assert num_parameters(name, 10) == published
+
+
+@pytest.mark.parametrize("depth", [8, 14, 20, 110])
+@pytest.mark.parametrize("num_classes", [10, 100])
+def test_a_resnet_has_the_number_of_parameters_of_its_formula(depth: int, num_classes: int) -> None:
+    def layer(inside: int, outside: int) -> int:
+        return 9 * inside * outside + 2 * outside  # 3x3 without bias, then BatchNorm
+
+    expected, inside = layer(3, 16), 16
+    for width in (16, 32, 64):
+        for _ in range((depth - 2) // 6):
+            expected += layer(inside, width) + layer(width, width)
+            inside = width
+    assert num_parameters(f"resnet{depth}", num_classes) == expected + (64 + 1) * num_classes
+
+
+@pytest.mark.parametrize("depth", [9, 2, 0, -4, 18])
+def test_a_depth_that_is_not_6n_plus_2_is_refused(depth: int) -> None:
+    with pytest.raises(ValueError, match=rf"depth must be 6n \+ 2 .* got {depth}"):
+        cifar_resnet(depth, 10)
+
+
+def test_a_narrowing_shortcut_strides_and_pads_with_zero_channels() -> None:
+    block = cifar_resnet(8, 10, width=2).layer2[0].eval()
+    torch.nn.init.zeros_(block.bn2.weight)  # silences the branch, leaves the shortcut
+    x = torch.rand(3, 2, 6, 6)
+    nothing = torch.zeros(3, 1, 3, 3)
+    expected = torch.cat([nothing, x[:, :, ::2, ::2], nothing], dim=1)
+    torch.testing.assert_close(block(x), expected)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("shape", [(2, 1, 16, 16), (2, 3, 32, 32)])
+def test_every_model_gives_one_row_of_logits_per_picture_whatever_its_neighbours(
+    name: str, shape: tuple[int, ...]
+) -> None:
+    net, image = MODELS[name](5, in_channels=shape[1]).eval(), torch.randn(shape)
+    with torch.no_grad():
+        logits = net(image)
+        assert logits.shape == (2, 5)
+        assert bool(logits.isfinite().all())
+        torch.testing.assert_close(net(image), logits, rtol=0, atol=0)
+        torch.testing.assert_close(net(image.flip(0)).flip(0), logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_parameter_of_every_model_receives_a_gradient(name: str) -> None:
+    net = MODELS[name](5)
+    F.cross_entropy(net(torch.randn(4, 3, 16, 16)), torch.arange(4)).backward()
+    for parameter_name, parameter in net.named_parameters():
+        assert parameter.grad is not None, parameter_name
+        assert bool((parameter.grad != 0).any()), parameter_name
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_model_survives_its_state_dict(name: str) -> None:
+    first, second = MODELS[name](5, in_channels=1).eval(), MODELS[name](5, in_channels=1).eval()
+    second.load_state_dict(first.state_dict())
+    image = torch.randn(2, 1, 16, 16)
+    torch.testing.assert_close(second(image), first(image), rtol=0, atol=0)

@@ -1,0 +1,118 @@
+"""One of two gloo workers: the gradient of every loss under DDP beside that of one process.
+
+Usage: python two_workers.py RANK FOLDER. A script rather than a function of the test, because
+pytest's importlib mode gives test modules no name that a spawned process could import. Rank 0
+writes ``measured.pt``: {case: {"one" | "two": {name: tensor}}}, the value of the loss under the
+name "loss" and the gradient of each parameter under the parameter's.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from kdcore.losses import LOSSES, Loss
+from kdcore.step import DistillStep
+from kdcore.taps import Tapped
+from kdcore.teachers import freeze, taught
+from kdcore.types import Batch, Outputs, Probe
+
+NUM_WORKERS = 2
+NUM_ROWS = 6
+NUM_CLASSES = 5
+
+
+def network(width: int, stride: int) -> Tapped:
+    """One convolution and a classifier; no BatchNorm, whose statistics each worker has alone."""
+    net = nn.Sequential(
+        OrderedDict(
+            map=nn.Conv2d(3, width, 3, stride, padding=1),
+            activation=nn.Tanh(),
+            pool=nn.AdaptiveAvgPool2d(1),
+            flatten=nn.Flatten(),
+            classifier=nn.Linear(width, NUM_CLASSES),
+        )
+    )
+    return Tapped(net, ["map"]).double()
+
+
+def whole_batch() -> Batch:
+    teacher = freeze(network(width=4, stride=2))
+    image = torch.randn(NUM_ROWS, 3, 8, 8, dtype=torch.float64)
+    label = torch.randint(NUM_CLASSES, (NUM_ROWS,))
+    return next(taught([Batch(image, label, torch.arange(NUM_ROWS))], teacher))
+
+
+def half(batch: Batch, rank: int) -> Batch:
+    rows = slice(rank * NUM_ROWS // NUM_WORKERS, (rank + 1) * NUM_ROWS // NUM_WORKERS)
+    assert batch.teacher is not None
+    features = {layer: feature[rows] for layer, feature in batch.teacher.features.items()}
+    return replace(
+        batch,
+        image=batch.image[rows],
+        label=batch.label[rows],
+        index=batch.index[rows],
+        teacher=Outputs(batch.teacher.logits[rows], features),
+    )
+
+
+def cases() -> Iterator[tuple[str, Loss, Mapping[str, str]]]:
+    for key, loss in LOSSES.items():
+        yield key, loss, loss.default_layers
+        if loss.default_layers:
+            yield f"{key}-map", loss, {"map": "map"}
+
+
+def distill_step(loss: Loss, layers: Mapping[str, str], batch: Batch) -> DistillStep:
+    torch.manual_seed(1)
+    student = network(width=3, stride=1)
+    with torch.no_grad():
+        probe = Probe(student(batch.image), batch)
+    return DistillStep(student, {"it": loss.build({}, layers, probe).double()}, {"it": 1.0})
+
+
+def measure(step: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    result = step(batch)
+    result.loss.backward()
+    gradients = {
+        name.removeprefix("module."): parameter.grad.clone()
+        for name, parameter in step.named_parameters()
+    }
+    return {"loss": result.loss.detach().clone(), **gradients}
+
+
+def main(rank: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    batch = whole_batch()
+    steps = {case: distill_step(loss, layers, batch) for case, loss, layers in cases()}
+    measured = {case: {"one": measure(copy.deepcopy(step), batch)} for case, step in steps.items()}
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{folder / 'rendezvous'}",
+        rank=rank,
+        world_size=NUM_WORKERS,
+        timeout=timedelta(seconds=60),
+    )
+    for case, step in steps.items():
+        two = measure(DistributedDataParallel(step), half(batch, rank))
+        dist.all_reduce(two["loss"])
+        two["loss"] /= NUM_WORKERS
+        measured[case]["two"] = two
+    if rank == 0:
+        torch.save(measured, folder / "measured.pt")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), Path(sys.argv[2]))

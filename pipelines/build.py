@@ -13,8 +13,22 @@ from kdcore.taps import Tapped
 from kdcore.teachers import freeze, taught
 from kdcore.types import Batch, Probe
 from pipelines.config import ModelConfig, RunConfig
+from pipelines.data import Reader
 from pipelines.models import build_network
-from pipelines.sources import Pictures
+from pipelines.sources import Pictures, read_pictures
+
+
+def checked(run: RunConfig) -> Pictures:
+    """The run's training pictures, once networks, weights and losses have been seen to fit them."""
+    pictures = read_pictures(run.data, "train")
+    build_step(run, pictures)
+    Reader(run, pictures)
+    if run.teacher is not None:
+        if run.teacher.run is None:
+            build_teacher(run.teacher.network, pictures, run.teacher_layers)
+        else:
+            checked(run.teacher.run)
+    return pictures
 
 
 def build_student(run: RunConfig, pictures: Pictures) -> Tapped:

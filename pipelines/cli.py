@@ -1,4 +1,4 @@
-"""kd: check, cache, train, sweep, evaluate, ui."""
+"""Distil a teacher into students: cache its outputs, train, sweep, compare."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rich.table import Table
 
 from pipelines.config import RunConfig
 from pipelines.loading import load
-from pipelines.space import SweepConfig
+from pipelines.space import SweepConfig, neighbours
 
 if TYPE_CHECKING:  # Ray and MLflow take seconds to import: commands that need them do it
     from pipelines.sweep import Outcome
@@ -84,16 +84,17 @@ class _Bars:
 @_explained
 def check(config: Config, changes: Changes = [], debug: Debug = False) -> None:
     """Check a configuration against its data and networks; train nothing."""
-    from pipelines.build import build_step
-    from pipelines.sources import read_pictures
+    from pipelines.build import build_student, checked
 
     loaded = load(config, changes)
     run = _base(loaded)
-    pictures = read_pictures(run.data, "train")
-    step = build_step(run, pictures)
-    count = sum(parameter.numel() for parameter in step.student.parameters())
-    console.print(f"{config}: {len(pictures.label)} pictures {pictures.image.shape[1:]}, "
-                  f"{pictures.num_classes} classes")  # fmt: skip
+    pictures = checked(run)
+    for neighbour in neighbours(_as_sweep(loaded)):
+        checked(neighbour)
+    student = build_student(run, pictures)
+    count = sum(parameter.numel() for parameter in student.parameters())
+    shape = "x".join(map(str, pictures.image.shape[1:]))
+    console.print(f"{len(pictures.label)} pictures {shape}, {pictures.num_classes} classes")
     console.print(f"student {run.student.name}: {count:,} parameters")
     for label, term in run.losses.items():
         console.print(f"  {label}: {term.weight} x {term.loss} {term.params} {term.layers or ''}")
@@ -112,11 +113,14 @@ def cache(
 ) -> None:
     """Compute the teacher's outputs and keep them as Parquet."""
     from pipelines import jobs
+    from pipelines.build import checked
     from pipelines.cluster import cluster
     from pipelines.sweep import shared_inputs
     from pipelines.tracking import Tracker
 
     loaded = _as_sweep(load(config, changes))
+    for run in neighbours(loaded):
+        checked(run)
     with cluster(verbose=verbose), _Bars() as watch:
         inputs = shared_inputs(loaded, watch=watch, tracker=Tracker())
     for held in inputs.values():
@@ -183,6 +187,15 @@ def evaluate(
         raise ValueError(f"{config} has not been trained: no {run.folder}; run `kd train` first")
     for name, value in jobs.tested(run, jobs.student_network(run, result)).items():
         console.print(f"{name} {value:.4f}", highlight=False)
+
+
+@app.command()
+@_explained
+def losses(debug: Debug = False) -> None:
+    """List every loss that a configuration may name, as Markdown."""
+    from pipelines.report import losses_table
+
+    typer.echo(losses_table())
 
 
 @app.command()

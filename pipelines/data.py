@@ -88,7 +88,7 @@ def view_of(run: RunConfig, pictures: Pictures, rows: np.ndarray, number: int) -
     """Some rows as view ``number`` shows them, uint8: what the teacher and the student both see."""
     return view(
         torch.from_numpy(pictures.image[rows]),
-        torch.from_numpy(rows),
+        torch.tensor(rows),
         number,
         augment=run.data.augment,
         seed=run.data.view_seed,

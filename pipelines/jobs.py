@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 
 from pipelines import cache
-from pipelines.build import build_step, build_student, build_teacher
+from pipelines.build import build_student, build_teacher, checked
 from pipelines.cluster import cluster
 from pipelines.config import ModelConfig, RunConfig, plain
 from pipelines.data import whole
@@ -19,13 +19,6 @@ from pipelines.train import Finished, Inputs, OnEpoch, finished, train_here, tra
 
 # Told of progress: the stage, how much of it is done and of how much, a note.
 Watch = Callable[[str, int, int, str], None]
-
-
-def checked(run: RunConfig) -> Pictures:
-    """The run's training pictures, once its networks and losses have been seen to fit them."""
-    pictures = read_pictures(run.data, "train")
-    build_step(run, pictures)
-    return pictures
 
 
 def prepared(
@@ -77,19 +70,14 @@ def train(run: RunConfig, *, watch: Watch, tracker: Tracker, verbose: bool = Fal
         watch(run.name, run.epochs, run.epochs, f"found finished in {done.folder}")
         return done
     inputs = prepared(run, watch=watch, tracker=tracker, verbose=verbose)
-    tracked = start_tracking(run, inputs, tracker)
-    follow = follower(run, tracked, watch)
-    try:
+    with start_tracking(run, inputs, tracker) as tracked:
+        follow = follower(run, tracked, watch)
         if run.workers == 1:
             result = train_here(run, inputs, follow)
         else:
             with cluster(verbose=verbose):
                 result = train_on_workers(run, inputs, follow)
-        tracked.log_student(servable(run, result, inputs.pictures), inputs.pictures.image[:2])
-    except BaseException:
-        tracked.end("FAILED")
-        raise
-    tracked.end()
+        log_student(tracked, run, result, inputs.pictures)
     return result
 
 
@@ -117,11 +105,12 @@ def follower(run: RunConfig, tracked: TrackedRun, watch: Watch) -> OnEpoch:
     return follow
 
 
-def servable(run: RunConfig, result: Finished, pictures: Pictures) -> Served:
-    """The run's best student, taking pixels as they are stored."""
+def log_student(tracked: TrackedRun, run: RunConfig, result: Finished, pictures: Pictures) -> str:
+    """Log the run's best student, taking pixels as they are stored; returns its URI."""
     net = build_student(run, pictures).net
     load_weights(net, result.weights)
-    return Served(net, mean=run.data.mean, std=run.data.std)
+    served = Served(net, mean=run.data.mean, std=run.data.std)
+    return tracked.log_student(served, pictures.image[:2])
 
 
 def tested(run: RunConfig, model: ModelConfig) -> Metrics:

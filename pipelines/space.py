@@ -79,6 +79,22 @@ class SweepConfig(Strict):
         return self
 
 
+def neighbours(config: SweepConfig) -> list[RunConfig]:
+    """The base, and the base with one listed value or end point at a time where shapes may change.
+
+    What fits all of these fits every trial of one change.
+    """
+    return [
+        config.base,
+        *(
+            changed(config.base, {path: value})
+            for path, values in config.space.items()
+            for value in values.probes
+            if path.split(".")[0] in ("student", "teacher", "data", "losses", "batch_size")
+        ),
+    ]
+
+
 def changed(run: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
     """The run with the values at some dotted paths replaced, validated again."""
     content = plain(run)

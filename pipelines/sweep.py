@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import jobs
+from pipelines.build import checked
 from pipelines.cluster import cluster
 from pipelines.config import RunConfig, digest, plain
 from pipelines.loop import Metrics
 from pipelines.report import Row, Trial, best_trial, ranked
-from pipelines.space import Range, SweepConfig, changed
+from pipelines.space import Range, SweepConfig, changed, neighbours
 from pipelines.tracking import Tracker
 from pipelines.train import RESULT, Finished, Inputs, finished
 from pipelines.trials import grid_points, inputs_key, run_trials
@@ -36,23 +37,19 @@ class Outcome:
 
 def sweep(config: SweepConfig, *, watch: jobs.Watch, tracker: Tracker, verbose: bool) -> Outcome:
     """Run every trial and judge the students; the test split is seen by the chosen one only."""
+    for run in neighbours(config):
+        checked(run)
     nested = config.base.workers > 1
     early = config.search.scheduler != "none"
     with cluster(verbose=verbose, dashboard=nested and early):
         inputs = shared_inputs(config, watch=watch, tracker=tracker)
         first = next(iter(inputs.values()))
-        parent = tracker.start(config.name, params=plain(config), tags=_tags(first))
-        try:
+        with tracker.start(config.name, params=plain(config), tags=_tags(first)) as parent:
             trials = run_trials(config, inputs, watch=watch, tracker=tracker, parent=parent)
             outcome = _judged(config, trials, first)
-            served = jobs.servable(outcome.best.run, outcome.student, first.pictures)
-            parent.log_student(served, first.pictures.image[:2])
+            jobs.log_student(parent, outcome.best.run, outcome.student, first.pictures)
             parent.log(outcome.test, epoch=0)
             parent.log_artifact(outcome.folder / OUTCOME)
-        except BaseException:
-            parent.end("FAILED")
-            raise
-    parent.end()
     return outcome
 
 
@@ -71,30 +68,13 @@ def best_run(config: SweepConfig) -> RunConfig:
 
 
 def shared_inputs(config: SweepConfig, *, watch: jobs.Watch, tracker: Tracker) -> dict[str, Inputs]:
-    """What the trials train on, once for every data set and teacher among them.
-
-    Every listed value is tried on networks and losses first, so that what does not fit is said
-    before anything is trained.
-    """
-    runs = [config.base, *_neighbours(config)]
-    for run in runs:
-        jobs.checked(run)
-    layers = {layer for run in runs for layer in run.teacher_layers}
+    """What the trials train on, once for every data set and teacher among them."""
+    layers = {layer for run in neighbours(config) for layer in run.teacher_layers}
     inputs = {}
     for point in grid_points(_shared_space(config)):
         run = changed(config.base, point)
         inputs[inputs_key(run)] = jobs.prepared(run, watch=watch, tracker=tracker, layers=layers)
     return inputs
-
-
-def _neighbours(config: SweepConfig) -> list[RunConfig]:
-    """The base with one listed value or end point at a time; the optimiser's change no shape."""
-    return [
-        changed(config.base, {path: value})
-        for path, values in config.space.items()
-        for value in values.probes
-        if path.split(".")[0] in ("student", "teacher", "data", "losses")
-    ]
 
 
 def _shared_space(config: SweepConfig) -> dict[str, Range]:

@@ -46,8 +46,15 @@ class TrackedRun:
             self.run_id, tags=[RunTag(name, value) for name, value in tags.items()]
         )
 
-    def end(self, status: str = "FINISHED") -> None:
+    def end(self, status: str) -> None:
+        """``status`` is FINISHED, FAILED or KILLED."""
         self.client.set_terminated(self.run_id, status)
+
+    def __enter__(self) -> TrackedRun:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
+        self.end("FINISHED" if kind is None else "FAILED")
 
     def log_artifact(self, path: Path) -> None:
         self.client.log_artifact(self.run_id, str(path))
@@ -60,7 +67,7 @@ class TrackedRun:
         student = student.cpu().eval()
         with torch.inference_mode():
             logits = student(torch.from_numpy(example)).numpy()
-        with _quiet(), mlflow.start_run(run_id=self.run_id):
+        with _quiet(), _fluent(self.client.tracking_uri), mlflow.start_run(run_id=self.run_id):
             info = mlflow.pytorch.log_model(
                 student,
                 name="student",
@@ -77,7 +84,6 @@ class Tracker:
     def __init__(self, uri: str | None = None) -> None:
         self.uri = uri or store_uri()
         with _quiet():
-            mlflow.set_tracking_uri(self.uri)
             self.client = MlflowClient(self.uri)
             self.experiment_id = self._experiment()
 
@@ -119,7 +125,7 @@ def dotted(content: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     if isinstance(content, Mapping) and content:
         for key, value in content.items():
             yield from dotted(value, f"{prefix}.{key}" if prefix else str(key))
-    else:
+    elif prefix:
         yield prefix, content
 
 
@@ -131,6 +137,17 @@ def commit() -> dict[str, str]:
     except (OSError, subprocess.SubprocessError):
         return {}
     return {"mlflow.source.git.commit": found.stdout.strip()}
+
+
+@contextmanager
+def _fluent(uri: str) -> Iterator[None]:
+    """MLflow's models know only its global store, which it keeps in the environment: lend ours."""
+    before = os.environ.get("MLFLOW_TRACKING_URI")
+    mlflow.set_tracking_uri(uri)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(before)
 
 
 @contextmanager

@@ -1,0 +1,200 @@
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import yaml
+from mlflow.entities import Run
+
+from pipelines.config import RunConfig
+from pipelines.loading import load
+from pipelines.report import Trial, best_trial, ranked
+from pipelines.space import Range, SweepConfig, changed
+from pipelines.sweep import Outcome, best_run, shared_inputs, sweep
+from pipelines.tracking import Tracker
+from pipelines.trials import distinct, grid_points
+
+GRID = {
+    "losses.distill.loss": {"grid": ["kd", "mse", "w2"]},
+    "losses.distill.weight": {"grid": [0, 1]},
+    "seed": {"grid": [0, 1]},
+}
+
+
+def watch(stage: str, done: int, total: int, note: str) -> None:
+    pass
+
+
+def swept(folder: Path, toy_run: Path, **content: object) -> SweepConfig:
+    path = folder / "toy_sweep.yaml"
+    path.write_text(yaml.safe_dump({"base": str(toy_run), **content}))
+    loaded = load(path)
+    assert isinstance(loaded, SweepConfig)
+    return loaded
+
+
+def run_sweep(config: SweepConfig) -> Outcome:
+    return sweep(config, watch=watch, tracker=Tracker(), verbose=False)
+
+
+def children(tracker: Tracker) -> tuple[Run, list[Run]]:
+    """The newest sweep's parent run and its trials."""
+    runs = tracker.client.search_runs([tracker.experiment_id])
+    parent = next(run for run in runs if run.data.tags.get("kd.kind") == "sweep")
+    key = "mlflow.parentRunId"
+    return parent, [run for run in runs if run.data.tags.get(key) == parent.info.run_id]
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_sweep_runs_once_per_configuration_and_is_all_in_mlflow(
+    workdir: Path, toy_run: Path
+) -> None:
+    config = swept(workdir, toy_run, space=GRID)
+    outcome = run_sweep(config)
+
+    assert [len(row.values) for row in outcome.rows] == [2, 2, 2, 2]  # three losses, one control
+    assert [row.is_control for row in outcome.rows].count(True) == 1
+    means = [row.mean for row in outcome.rows]
+    assert means == sorted(means, reverse=True)
+    assert outcome.best.metrics["val/top1"] == max(outcome.rows[0].values)
+    assert not outcome.failed
+    assert {"val/top1", "test/top1"} <= outcome.teacher.keys()
+
+    parent, trials = children(Tracker())
+    assert len(trials) == 8
+    for trial in trials:
+        assert trial.info.status == "FINISHED"
+        assert trial.data.params["data.augment.crop"] == "1"
+        assert trial.data.params["teacher.run.student.params.width"] == "8"
+        assert trial.data.tags["kd.cache"]
+        history = Tracker().client.get_metric_history(trial.info.run_id, "val/top1")
+        assert [point.step for point in history] == [1, 2]
+    assert parent.data.metrics["test/top1"] == outcome.test["test/top1"]
+    assert best_run(config).folder.absolute() == outcome.student.folder.absolute()
+
+    before = {path: path.stat().st_mtime_ns for path in Path("runs").glob("*/state.pt")}
+    again = run_sweep(config)
+    assert before == {path: path.stat().st_mtime_ns for path in Path("runs").glob("*/state.pt")}
+    assert [row.values for row in again.rows] == [row.values for row in outcome.rows]
+    assert not list(Path("runs").glob(".tune-*"))
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_optuna_and_asha_leave_whole_trials_to_be_ranked(workdir: Path, toy_run: Path) -> None:
+    config = swept(
+        workdir,
+        toy_run,
+        space={
+            "losses.distill.weight": {"loguniform": [0.1, 10]},
+            "losses.distill.loss": {"choice": ["kd", "w2"]},
+        },
+        search={"algorithm": "optuna", "num_samples": 4, "scheduler": "asha"},
+    )
+    outcome = run_sweep(config)
+    _, trials = children(Tracker())
+    assert len(trials) == 4
+    killed = [trial for trial in trials if trial.info.status == "KILLED"]
+    assert len(killed) == len(outcome.stopped)
+    assert sum(len(row.values) for row in outcome.rows) + len(outcome.stopped) == 4
+    assert outcome.student.history[-1]["epoch"] == config.base.epochs
+    drawn = {float(trial.data.params["losses.distill.weight"]) for trial in trials}
+    assert len(drawn) == 4
+    assert all(0.1 <= weight <= 10 for weight in drawn)
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_trials_with_workers_of_their_own_run_beside_each_other(
+    workdir: Path, toy_run: Path
+) -> None:
+    config = swept(workdir, toy_run, space={"seed": {"grid": [0, 1]}})
+    config = config.model_copy(update={"base": changed(config.base, {"workers": 2, "epochs": 1})})
+    outcome = run_sweep(config)
+    assert [len(row.values) for row in outcome.rows] == [2]
+    _, trials = children(Tracker())
+    assert [trial.data.metrics["epoch"] for trial in trials] == [1, 1]
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_trial_that_fails_is_named_and_the_others_are_ranked(
+    workdir: Path, toy_run: Path
+) -> None:
+    config = swept(workdir, toy_run, space={"optimizer.lr": {"grid": [0.1, 1e30]}})
+    outcome = run_sweep(config)
+    assert len(outcome.rows) == 1
+    assert [trial.changes for trial in outcome.failed] == [{"optimizer.lr": 1e30}]
+    assert "lower optimizer.lr" in outcome.failed[0].error
+    _, trials = children(Tracker())
+    assert sorted(trial.info.status for trial in trials) == ["FAILED", "FINISHED"]
+    summary = json.loads((outcome.folder / "ranking.json").read_text())
+    assert summary["failed"][0]["changes"] == {"optimizer.lr": 1e30}
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_one_cache_serves_the_layers_of_all_trials(workdir: Path, toy_run: Path) -> None:
+    layers = [{"block1": "block1"}, {"block2": "block3"}]
+    config = swept(
+        workdir,
+        toy_run,
+        space={"losses.mid": {"grid": [{"loss": "mse", "layers": pair} for pair in layers]}},
+    )
+    (inputs,) = shared_inputs(config, watch=watch, tracker=Tracker()).values()
+    assert inputs.rows is not None
+    assert set(inputs.rows.features) == {"block1", "block3", "embedding"}
+    assert len(list(Path("caches").iterdir())) == 1
+
+
+def test_a_value_that_fits_no_network_is_refused_before_the_teacher_is_trained(
+    workdir: Path, toy_run: Path
+) -> None:
+    config = swept(
+        workdir,
+        toy_run,
+        space={"losses.mid": {"grid": [{"loss": "mse", "layers": {"block9": "block1"}}]}},
+    )
+    with pytest.raises(ValueError, match=r"student: unknown layer .*'block9'; did you mean 'block"):
+        run_sweep(config)
+    assert not Path("runs").exists()
+
+
+def test_the_grid_is_every_combination_and_weight_zero_is_one_control(
+    toy_run: Path, workdir: Path
+) -> None:
+    config = swept(workdir, toy_run, space=GRID)
+    points = grid_points(config.space)
+    assert len(points) == 12
+    assert len({tuple(sorted(point.items())) for point in points}) == 12
+    assert len(distinct(config.base, points)) == 8
+
+
+def trial(run: RunConfig, value: float, **changes: object) -> Trial:
+    return Trial(changed(run, changes), changes, {"val/top1": value, "epoch": run.epochs})
+
+
+def test_ranking_is_by_the_mean_over_seeds(toy_run: Path) -> None:
+    run = load(toy_run)
+    assert isinstance(run, RunConfig)
+    weight = "losses.distill.weight"
+    trials = [
+        trial(run, 0.9, **{weight: 1.0, "seed": 0}),
+        trial(run, 0.1, **{weight: 1.0, "seed": 1}),
+        trial(run, 0.6, **{weight: 0.0, "seed": 0}),
+        trial(run, 0.8, **{weight: 0.0, "seed": 1}),
+        Trial(run, {}, {"val/top1": 0.99, "epoch": 1}),  # stopped early
+        Trial(run, {}, {}, error="boom"),
+    ]
+    rows = ranked(trials, metric="val/top1", mode="max")
+    assert [row.label for row in rows] == ["no distillation (control)", "weight=1"]
+    assert [row.mean for row in rows] == pytest.approx([0.7, 0.5])
+    assert rows[0].deviation == pytest.approx(math.sqrt(0.02))
+    assert best_trial(rows[0], mode="max").metrics["val/top1"] == 0.8
+    backwards = ranked(trials, metric="val/top1", mode="min")
+    assert [row.mean for row in backwards] == pytest.approx([0.5, 0.7])
+    with pytest.raises(ValueError, match=r"unknown metric 'val/top'; did you mean 'val/top1'"):
+        ranked(trials, metric="val/top", mode="max")
+
+
+def test_a_range_names_its_end_points() -> None:
+    assert Range(randint=(1, 5)).probes == [1, 4]
+    assert Range(uniform=(0.0, 1.0)).probes == [0.0, 1.0]

@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pipelines.config import RunConfig
+from pipelines.loading import load
+from pipelines.loop import BEST, LAST, STATE, Metrics
+from pipelines.sources import read_pictures
+from pipelines.space import changed
+from pipelines.train import RESULT, Inputs, finished, train_here, train_on_workers
+
+# LayerNorm, not BatchNorm: workers see their own half of a batch, so only such a network can agree
+VIT: dict[str, Any] = {
+    "teacher": None,
+    "losses": {"ce": {}},
+    "student": {"name": "timm/test_vit", "params": {"img_size": 8, "patch_size": 4}},
+    "optimizer": {"lr": 0.01},
+    "data.augment": {"crop": 1},
+}
+
+
+@pytest.fixture
+def run(toy_run: Path, workdir: Path) -> RunConfig:
+    loaded = load(toy_run)
+    assert isinstance(loaded, RunConfig)
+    return changed(loaded, VIT)
+
+
+def inputs_of(run: RunConfig) -> Inputs:
+    return Inputs(read_pictures(run.data, "train"))
+
+
+def no_word(metrics: Metrics) -> None:
+    pass
+
+
+def test_a_finished_run_is_found_by_its_folder(run: RunConfig) -> None:
+    small = changed(run, {"student": {"name": "convnet"}, "epochs": 1})
+    assert finished(small) is None
+    result = train_here(small, inputs_of(small), no_word)
+    assert finished(small) == result
+    assert {path.name for path in result.folder.iterdir()} == {BEST, LAST, STATE, RESULT}
+    assert finished(changed(small, {"seed": 1})) is None
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_two_ray_workers_train_what_one_process_trains(run: RunConfig) -> None:
+    told: list[Metrics] = []
+    pair = changed(run, {"workers": 2})
+    together = train_on_workers(pair, inputs_of(run), told.append)
+    alone = train_here(run, inputs_of(run), no_word)
+    assert together.folder != alone.folder
+    assert told == together.history
+    for here, there in zip(together.history, alone.history, strict=True):
+        for name in ("train/loss", "train/top1", "val/nll", "val/top1"):
+            assert here[name] == pytest.approx(there[name], rel=1e-4), name
+    torch.testing.assert_close(
+        load_file(together.folder / LAST), load_file(alone.folder / LAST), rtol=1e-3, atol=1e-4
+    )
+    assert {path.name for path in together.folder.iterdir()} == {BEST, LAST, STATE, RESULT}
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_killed_worker_costs_nothing_but_time(run: RunConfig) -> None:
+    longer = changed(run, {"workers": 2, "epochs": 4})
+    killed: list[int] = []
+
+    def kill_one(metrics: Metrics) -> None:
+        if not killed:
+            workers = [
+                process
+                for process in psutil.Process().children(recursive=True)
+                if "RayTrainWorker" in " ".join(process.cmdline())
+            ]
+            killed.append(workers[0].pid)
+            os.kill(workers[0].pid, signal.SIGKILL)
+
+    told: list[Metrics] = []
+
+    def follow(metrics: Metrics) -> None:
+        told.append(metrics)
+        kill_one(metrics)
+
+    result = train_on_workers(longer, inputs_of(run), follow)
+    undisturbed = train_here(changed(longer, {"workers": 1}), inputs_of(run), no_word)
+    assert killed
+    assert [metrics["epoch"] for metrics in result.history] == [1, 2, 3, 4]
+    assert len(told) > 4, "the run was not disturbed: no epoch was told again"
+    assert result.history[-1]["val/nll"] == pytest.approx(
+        undisturbed.history[-1]["val/nll"], rel=1e-3
+    )
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_more_workers_than_the_cluster_has_are_refused_at_once(run: RunConfig) -> None:
+    many = changed(run, {"workers": 32})
+    with pytest.raises(ValueError, match=r"workers: 32 are more than the \d+ that this cluster"):
+        train_on_workers(many, inputs_of(run), no_word)

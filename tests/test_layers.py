@@ -1,0 +1,39 @@
+"""The walls of the architecture: who may import whom, and what must answer fast."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_imports_keep_to_the_layers() -> None:
+    command = [Path(sys.executable).parent / "lint-imports", "--no-cache"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("module", ["pipelines.loading", "pipelines.cli", "pipelines.build"])
+def test_checking_a_configuration_waits_for_nothing_heavy(module: str) -> None:
+    slow = ["ray", "mlflow", "timm", "torchvision", "ot", "sklearn", "torchmetrics"]
+    code = f"import sys, {module}; print([name for name in {slow!r} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_kdcore_needs_none_of_the_product_around_it() -> None:
+    code = "import sys, kdcore.step, kdcore.models; print('pydantic' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == "False", done.stderr
+
+
+def test_no_file_has_a_name_that_says_nothing() -> None:
+    empty = {"utils", "util", "common", "base", "helpers", "misc"}
+    named = {
+        path.stem for folder in ("kdcore", "pipelines") for path in ROOT.glob(f"{folder}/**/*")
+    }
+    assert not named & empty

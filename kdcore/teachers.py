@@ -6,9 +6,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from kdcore.taps import Tapped
-from kdcore.types import Batch
+from kdcore.types import Batch, Outputs
 
 
 def freeze(teacher: Tapped) -> Tapped:
@@ -16,7 +18,22 @@ def freeze(teacher: Tapped) -> Tapped:
     return teacher.requires_grad_(False).eval()
 
 
-def taught(batches: Iterable[Batch], teacher: Tapped) -> Iterator[Batch]:
+def teacher_outputs(
+    teacher: Tapped, image: Float[Tensor, "b c h w"], *, precision: torch.dtype = torch.float32
+) -> Outputs:
+    """What the teacher says about pictures, without a graph; autocast to a lower precision.
+
+    The one forward pass of a teacher, whether its outputs are kept or used at once.
+    """
+    lower = precision is not torch.float32
+    with torch.no_grad(), torch.autocast(image.device.type, precision, enabled=lower):
+        outputs: Outputs = teacher(image)
+    return outputs
+
+
+def taught(
+    batches: Iterable[Batch], teacher: Tapped, *, precision: torch.dtype = torch.float32
+) -> Iterator[Batch]:
     """Each batch with what the frozen teacher says about its pictures.
 
     Raises ValueError for a teacher of which any part is in training mode, so that its BatchNorm
@@ -25,6 +42,4 @@ def taught(batches: Iterable[Batch], teacher: Tapped) -> Iterator[Batch]:
     if any(module.training for module in teacher.modules()):
         raise ValueError("the teacher is in training mode; pass it through freeze() first")
     for batch in batches:
-        with torch.no_grad():
-            outputs = teacher(batch.image)
-        yield replace(batch, teacher=outputs)
+        yield replace(batch, teacher=teacher_outputs(teacher, batch.image, precision=precision))

@@ -44,6 +44,12 @@ def build_teacher(model: ModelConfig, pictures: Pictures, layers: Iterable[str])
         return freeze(Tapped(_network(model, pictures), layers))
 
 
+def teacher_precision(run: RunConfig) -> torch.dtype:
+    """Of the teacher's forward pass, cached or live."""
+    half = run.teacher is not None and run.teacher.precision == "bf16"
+    return torch.bfloat16 if half else torch.float32
+
+
 def build_step(run: RunConfig, pictures: Pictures) -> DistillStep:
     """Student and weighted terms; a probe of both networks tells the terms their shapes.
 

@@ -18,7 +18,9 @@ import ray
 import torch
 
 from kdcore.taps import EMBEDDING, Tapped
+from kdcore.teachers import teacher_outputs
 from kdcore.types import Outputs
+from pipelines.build import teacher_precision
 from pipelines.cluster import worker_resources, workers_at_once
 from pipelines.config import RunConfig, digest, plain
 from pipelines.data import TeacherRows, view_of
@@ -193,13 +195,14 @@ class _Writer:
             }
         )
 
-    @torch.inference_mode()
     def _outputs(self, image: torch.Tensor) -> Outputs:
         data = self.run.data
-        half = self.run.teacher is not None and self.run.teacher.precision == "bf16"
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
-            pixels = normalised(image.to(self.device), mean=data.mean, std=data.std)
-            return self.teacher(pixels.contiguous(memory_format=torch.channels_last))
+        pixels = normalised(image.to(self.device), mean=data.mean, std=data.std)
+        return teacher_outputs(
+            self.teacher,
+            pixels.contiguous(memory_format=torch.channels_last),
+            precision=teacher_precision(self.run),
+        )
 
 
 def _files(run: RunConfig, count: int) -> Iterator[_File]:
@@ -217,6 +220,7 @@ def _written(
     if not files:
         return
     items = [{"view": file.view, "part": file.part, "rows": file.rows} for file in files]
+    ray.data.DataContext.get_current().raise_original_map_exception = True
     # the pool leaves SPARE_CPUS free: one that takes every CPU waits for its own input for ever
     size = min(len(files), workers_at_once())
     resources = worker_resources()
@@ -234,8 +238,11 @@ def _written(
             "folder": folder.absolute(),
         },
     )
-    for row in rows.iter_rows():
-        yield int(row["count"])
+    try:
+        for row in rows.iter_rows():
+            yield int(row["count"])
+    except ray.exceptions.RayTaskError as error:
+        raise RuntimeError(f"the cache could not be written: {error.cause}") from error
 
 
 def _mark(folder: Path, number: int, files: list[_File]) -> None:

@@ -112,7 +112,6 @@ def cache(
     debug: Debug = False,
 ) -> None:
     """Compute the teacher's outputs and keep them as Parquet."""
-    from pipelines import jobs
     from pipelines.build import checked
     from pipelines.cluster import cluster
     from pipelines.sweep import shared_inputs
@@ -124,10 +123,10 @@ def cache(
     with cluster(verbose=verbose), _Bars() as watch:
         inputs = shared_inputs(loaded, watch=watch, tracker=Tracker())
     for held in inputs.values():
-        if held.rows is None:
+        if held.teacher_accuracy is None:
             raise ValueError("the teacher of this run is live, or there is none: nothing to cache")
-        accuracy = jobs.teacher_accuracy(loaded.base, held)
-        console.print(f"cache {held.fingerprint}: teacher {accuracy:.2%} on the validation split")
+        accuracy = f"{held.teacher_accuracy:.2%}"
+        console.print(f"cache {held.fingerprint}: teacher {accuracy} on the validation split")
 
 
 @app.command()

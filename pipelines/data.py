@@ -50,6 +50,11 @@ class Reader:
             raise ValueError(
                 f"batch_size {self.run.batch_size} is more than the {len(train)} training pictures"
             )
+        if len(validation) < self.workers:
+            raise ValueError(
+                f"{len(validation)} validation pictures are fewer than {self.workers} workers; "
+                "raise data.validation"
+            )
         object.__setattr__(self, "train_rows", train)
         object.__setattr__(self, "validation_rows", validation)
 

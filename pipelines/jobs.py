@@ -10,7 +10,7 @@ from pipelines import cache
 from pipelines.build import build_student, build_teacher, checked
 from pipelines.cluster import cluster
 from pipelines.config import ModelConfig, RunConfig, plain
-from pipelines.data import whole
+from pipelines.data import TeacherRows, whole
 from pipelines.loop import Metrics, evaluate, pick_device
 from pipelines.models import Served, load_weights
 from pipelines.sources import Pictures, read_pictures, split
@@ -50,7 +50,13 @@ def prepared(
     rows = cache.read_cache(
         folder, views=run.data.views, layers=content["layers"], count=len(pictures.label)
     )
-    return Inputs(pictures, network, rows=rows, fingerprint=cache.fingerprint(content))
+    return Inputs(
+        pictures,
+        network,
+        rows=rows,
+        fingerprint=cache.fingerprint(content),
+        teacher_accuracy=_accuracy(run, pictures, rows),
+    )
 
 
 def teacher_network(run: RunConfig, *, watch: Watch, tracker: Tracker) -> ModelConfig:
@@ -125,10 +131,8 @@ def student_network(run: RunConfig, result: Finished) -> ModelConfig:
     return run.student.model_copy(update={"weights": result.weights})
 
 
-def teacher_accuracy(run: RunConfig, inputs: Inputs) -> float:
-    """Share of the validation split that the cached teacher gets right, unaugmented."""
-    if inputs.rows is None:
-        raise ValueError("the teacher is not cached")
-    _, rows = split(len(inputs.pictures.label), run.data)
-    right = inputs.rows.logits[0][rows].argmax(axis=1) == inputs.pictures.label[rows]
+def _accuracy(run: RunConfig, pictures: Pictures, rows: TeacherRows) -> float:
+    """Share of the validation split that a cached teacher gets right, unaugmented."""
+    _, held_out = split(len(pictures.label), run.data)
+    right = rows.logits[0][held_out].argmax(axis=1) == pictures.label[held_out]
     return float(np.mean(right))

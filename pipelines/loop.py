@@ -23,6 +23,7 @@ from kdcore.step import DistillStep
 from kdcore.taps import Tapped
 from kdcore.teachers import taught
 from kdcore.types import Batch
+from pipelines.build import teacher_precision
 from pipelines.config import CosineConfig, OptimizerConfig, RunConfig
 from pipelines.data import Reader
 from pipelines.models import read_weights, save_weights
@@ -85,7 +86,8 @@ def fit(
         started = time.perf_counter()
         learning_rate = schedule.get_last_lr()[0]
         batches: Iterable[Batch] = (batch.to(device) for batch in reader.train(epoch))
-        batches = batches if teacher is None else taught(batches, teacher)
+        if teacher is not None:
+            batches = taught(batches, teacher, precision=teacher_precision(run))
         metrics = _train_epoch(module.train(), batches, optimizer, scaler, run.precision)
         schedule.step()
         metrics |= evaluate(step.student, reader.validation(), device=device)

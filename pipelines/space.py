@@ -11,6 +11,8 @@ from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 from kdcore.losses import LOSSES
 from pipelines.config import RunConfig, Strict, plain, validated
 
+_FIXED = ("name", "runs", "caches", "workers")
+
 
 class SearchConfig(Strict):
     """How a space is searched, and what for."""
@@ -18,7 +20,7 @@ class SearchConfig(Strict):
     metric: str = "val/top1"
     mode: Literal["max", "min"] = "max"
     algorithm: Literal["grid", "random", "optuna"] = "grid"
-    num_samples: PositiveInt = 1  # random and optuna: how many; grid: how often each point
+    num_samples: PositiveInt = 1  # random and optuna
     scheduler: Literal["none", "asha"] = "none"
     max_concurrent: PositiveInt | None = None  # default: what the cores allow
     seed: NonNegativeInt = 0
@@ -66,6 +68,11 @@ class SweepConfig(Strict):
 
     @model_validator(mode="after")
     def _every_value_is_a_run(self) -> SweepConfig:
+        fixed = [path for path in self.space if path.split(".")[0] in _FIXED]
+        if fixed:
+            raise ValueError(f"space.{fixed[0]}: {', '.join(_FIXED)} are the same for all trials")
+        if self.search.algorithm == "grid" and self.search.num_samples != 1:
+            raise ValueError("search.num_samples: a grid runs each point once; add seeds to it")
         if self.search.algorithm == "grid":
             drawn = [path for path, values in self.space.items() if values.kind != "grid"]
             if drawn:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Thread
@@ -13,6 +13,7 @@ from typing import Any
 
 import ray.train
 import torch
+from filelock import FileLock
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, ScalingConfig
 from ray.train import RunConfig as RayRunConfig
 from ray.train.torch import TorchConfig, TorchTrainer
@@ -29,7 +30,7 @@ from pipelines.loop import BEST, STATE, Metrics, Progress, fit, keep, pick_devic
 from pipelines.sources import Pictures
 
 RESULT = "result.json"
-_RAY_FOLDER = "workers"
+_RAY_FOLDER, _LOCK = "workers", ".lock"
 OnEpoch = Callable[[Metrics], None]
 
 
@@ -42,6 +43,7 @@ class Inputs:
     teacher: Tapped | None = None  # live
     rows: TeacherRows | None = None  # cached
     fingerprint: str = ""  # of the cache
+    teacher_accuracy: float | None = None  # on the validation split, of the cached teacher
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,11 @@ def finished(run: RunConfig) -> Finished | None:
 
 def train_here(run: RunConfig, inputs: Inputs, on_epoch: OnEpoch) -> Finished:
     """Train in this process, going on from the run's own checkpoint where there is one."""
+    with _alone(run) as done:
+        return _told(done, on_epoch) if done else _train_here(run, inputs, on_epoch)
 
+
+def _train_here(run: RunConfig, inputs: Inputs, on_epoch: OnEpoch) -> Finished:
     def report(metrics: Metrics, folder: Path | None) -> None:
         if folder is not None:
             keep(folder, run.folder)
@@ -89,34 +95,44 @@ def train_here(run: RunConfig, inputs: Inputs, on_epoch: OnEpoch) -> Finished:
 
 def train_on_workers(run: RunConfig, inputs: Inputs, on_epoch: OnEpoch) -> Finished:
     """Train with DDP on ``run.workers`` workers of Ray Train, following them from this process."""
-    queue = Queue(actor_options={"num_cpus": 0})
-
-    def listen() -> None:
-        while (metrics := queue.get()) is not None:
-            on_epoch(metrics)
-
-    listener = Thread(target=listen, daemon=True)
-    listener.start()
-    try:
-        return train_with_callback(run, ray.put(inputs), _Forward(queue))
-    finally:
-        queue.put(None)
-        listener.join()
-        queue.shutdown()
+    with _forwarded(on_epoch) as callback:
+        return train_with_callback(run, ray.put(inputs), callback, on_epoch)
 
 
-def train_with_callback(run: RunConfig, inputs: ray.ObjectRef, callback: UserCallback) -> Finished:
-    """Train with DDP on ``run.workers`` workers of Ray Train; ``inputs`` is in the object store.
+def train_with_callback(
+    run: RunConfig, inputs: ray.ObjectRef, callback: UserCallback, on_epoch: OnEpoch
+) -> Finished:
+    """Train with DDP on workers whose reports ``callback`` receives in Ray Train's controller.
 
-    Raises ValueError where the cluster can never hold so many workers; Ray would wait for ever.
+    ``inputs`` is in the object store; ``on_epoch`` is told the epochs of a run found finished.
+
+    Raises ValueError where the cluster can never hold so many workers: Ray would wait for ever.
     """
     if run.workers > workers_at_once():
         raise ValueError(
             f"workers: {run.workers} are more than the {workers_at_once()} that this cluster can "
             "run at once; lower `workers` or add nodes"
         )
+    with _alone(run) as done:
+        if done:
+            return _told(done, on_epoch)
+        try:
+            checkpoint = _trainer(run, inputs, callback).fit().checkpoint
+        except ray.train.WorkerGroupError as error:
+            rank, cause = next(iter(error.worker_failures.items()))
+            raise RuntimeError(f"worker {rank} of {run.workers}: {cause}") from error
+        with checkpoint.as_directory() as folder:
+            copied = Path(shutil.copytree(folder, run.folder / ".arriving", dirs_exist_ok=True))
+        keep(copied, run.folder)
+        copied.rmdir()
+        shutil.rmtree(run.folder / _RAY_FOLDER, ignore_errors=True)
+        state = torch.load(run.folder / STATE, map_location="cpu", weights_only=True)
+        return _finish(run, Progress(state["history"], state["best"]))
+
+
+def _trainer(run: RunConfig, inputs: ray.ObjectRef, callback: UserCallback) -> TorchTrainer:
     resources = worker_resources()
-    result = TorchTrainer(
+    return TorchTrainer(
         _worker,
         train_loop_config={"run": plain(run), "inputs": [inputs]},
         torch_config=TorchConfig(backend="nccl" if "GPU" in resources else "gloo"),
@@ -132,14 +148,40 @@ def train_with_callback(run: RunConfig, inputs: ray.ObjectRef, callback: UserCal
             callbacks=[callback],
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
-    ).fit()
-    with result.checkpoint.as_directory() as folder:
-        copied = Path(shutil.copytree(folder, run.folder / ".arriving", dirs_exist_ok=True))
-    keep(copied, run.folder)
-    copied.rmdir()
-    shutil.rmtree(run.folder / _RAY_FOLDER, ignore_errors=True)
-    state = torch.load(run.folder / STATE, map_location="cpu", weights_only=True)
-    return _finish(run, Progress(state["history"], state["best"]))
+    )
+
+
+@contextmanager
+def _alone(run: RunConfig) -> Iterator[Finished | None]:
+    """The run's folder for this process alone; whoever had to wait may find the run finished."""
+    run.folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(run.folder / _LOCK):
+        yield finished(run)
+
+
+def _told(done: Finished, on_epoch: OnEpoch) -> Finished:
+    for metrics in done.history:
+        on_epoch(metrics)
+    return done
+
+
+@contextmanager
+def _forwarded(on_epoch: OnEpoch) -> Iterator[_Forward]:
+    """A callback that reports to this process, though it runs in Ray Train's controller."""
+    queue = Queue(actor_options={"num_cpus": 0})
+
+    def listen() -> None:
+        while (metrics := queue.get()) is not None:
+            on_epoch(metrics)
+
+    listener = Thread(target=listen, daemon=True)
+    listener.start()
+    try:
+        yield _Forward(queue)
+    finally:
+        queue.put(None)
+        listener.join()
+        queue.shutdown()
 
 
 class _Forward(UserCallback):

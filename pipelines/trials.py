@@ -23,7 +23,7 @@ from pipelines.config import RunConfig, digest, plain
 from pipelines.report import Trial
 from pipelines.space import Range, SweepConfig, changed
 from pipelines.tracking import TrackedRun, Tracker
-from pipelines.train import Inputs, OnEpoch, finished, train_here, train_with_callback
+from pipelines.train import Inputs, OnEpoch, train_here, train_with_callback
 
 
 def run_trials(
@@ -98,18 +98,13 @@ def _trial(
     config: dict[str, Any], *, base: RunConfig, references: dict[str, Any], threads: int
 ) -> None:
     """One trial, in an actor that is used again for the next."""
-    run = changed(base, _changes(config))
-    done = finished(run)
-    if done is not None:
-        for metrics in done.history:
-            tune.report(metrics)
-        return
     torch.set_num_threads(threads)
+    run = changed(base, _changes(config))
     reference = references[inputs_key(run)]
     if run.workers == 1:
         train_here(run, ray.get(reference), tune.report)
     else:
-        train_with_callback(run, reference, TuneReportCallback())
+        train_with_callback(run, reference, TuneReportCallback(), tune.report)
 
 
 def _changes(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -121,7 +116,7 @@ def _tune_space(config: SweepConfig) -> tuple[dict[str, Any], int]:
     """The space as Tune takes it, and the number of its trials."""
     if config.search.algorithm == "grid":
         points = distinct(config.base, grid_points(config.space))
-        return {"point": tune.grid_search(points)}, len(points) * config.search.num_samples
+        return {"point": tune.grid_search(points)}, len(points)
     space = {
         path: _domain(values, config.search.algorithm) for path, values in config.space.items()
     }
@@ -199,30 +194,32 @@ class _Follow(tune.Callback):
         # Tune stores its callbacks with the experiment; this one belongs to the driver's process
         return (tune.Callback, ())
 
+    def _of(self, trial: Any) -> _Followed:
+        if trial.trial_id not in self._followed:
+            run = changed(self._config.base, _changes(trial.config))
+            inputs = self._inputs[inputs_key(run)]
+            tracked = jobs.start_tracking(run, inputs, self._tracker, self._parent)
+            on_epoch = jobs.follower(run, tracked, lambda *progress: None)
+            self._followed[trial.trial_id] = _Followed(run, tracked, on_epoch)
+        return self._followed[trial.trial_id]
+
     def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        if trial.trial_id in self._followed:
-            return
-        run = changed(self._config.base, _changes(trial.config))
-        inputs = self._inputs[inputs_key(run)]
-        tracked = jobs.start_tracking(run, inputs, self._tracker, self._parent)
-        on_epoch = jobs.follower(run, tracked, lambda *progress: None)
-        self._followed[trial.trial_id] = _Followed(run, tracked, on_epoch)
+        self._of(trial)
 
     def on_trial_result(
         self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        self._followed[trial.trial_id].on_epoch(_own_metrics(result))
+        self._of(trial).on_epoch(_own_metrics(result))
 
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        run = self._followed[trial.trial_id].run
-        whole = (trial.last_result or {}).get("epoch") == run.epochs
+        whole = (trial.last_result or {}).get("epoch") == self._of(trial).run.epochs
         self._end(trial, "FINISHED" if whole else "KILLED")
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         self._end(trial, "FAILED")
 
     def _end(self, trial: Any, status: str) -> None:
-        self._followed[trial.trial_id].tracked.end(status)
+        self._of(trial).tracked.end(status)
         self._ended.add(trial.trial_id)
         metric = self._config.search.metric
         value = (trial.last_result or {}).get(metric)

@@ -200,3 +200,13 @@ def test_a_cache_of_something_else_is_refused_with_the_difference(
 def test_numbers_beyond_float16_are_refused_by_name() -> None:
     with pytest.raises(ValueError, match=r"teacher's 'block3' reaches 1e\+05"):
         cache._half("block3", torch.full((2, 3), 1e5))
+
+
+def test_what_an_actor_cannot_do_is_said_in_one_line(run: RunConfig, pictures: Pictures) -> None:
+    teacher = teacher_of(run, pictures)
+    with torch.no_grad():
+        teacher.net.get_submodule("classifier").weight.fill_(1e6)
+    folder = cache.cache_folder(run, cache.contents(run, pictures, teacher))
+    with pytest.raises(RuntimeError, match=r"^the cache could not be written: .* float16"):
+        cache.write_cache(run, pictures, teacher, folder, quiet)
+    assert not cache.is_complete(folder, 0)

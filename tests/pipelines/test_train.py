@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,10 @@ def inputs_of(run: RunConfig) -> Inputs:
     return Inputs(read_pictures(run.data, "train"))
 
 
+def files_of(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir() if path.name != ".lock"}
+
+
 def no_word(metrics: Metrics) -> None:
     pass
 
@@ -47,7 +52,7 @@ def test_a_finished_run_is_found_by_its_folder(run: RunConfig) -> None:
     assert finished(small) is None
     result = train_here(small, inputs_of(small), no_word)
     assert finished(small) == result
-    assert {path.name for path in result.folder.iterdir()} == {BEST, LAST, STATE, RESULT}
+    assert files_of(result.folder) == {BEST, LAST, STATE, RESULT}
     assert finished(changed(small, {"seed": 1})) is None
 
 
@@ -65,7 +70,7 @@ def test_two_ray_workers_train_what_one_process_trains(run: RunConfig) -> None:
     torch.testing.assert_close(
         load_file(together.folder / LAST), load_file(alone.folder / LAST), rtol=1e-3, atol=1e-4
     )
-    assert {path.name for path in together.folder.iterdir()} == {BEST, LAST, STATE, RESULT}
+    assert files_of(together.folder) == {BEST, LAST, STATE, RESULT}
 
 
 @pytest.mark.usefixtures("local_ray")
@@ -104,3 +109,22 @@ def test_more_workers_than_the_cluster_has_are_refused_at_once(run: RunConfig) -
     many = changed(run, {"workers": 32})
     with pytest.raises(ValueError, match=r"workers: 32 are more than the \d+ that this cluster"):
         train_on_workers(many, inputs_of(run), no_word)
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_what_a_worker_cannot_do_is_said_in_one_line(run: RunConfig) -> None:
+    wild = changed(run, {"workers": 2, "optimizer.lr": 1e30, "epochs": 1})
+    with pytest.raises(RuntimeError, match=r"^worker \d of 2: the loss is .* lower optimizer.lr"):
+        train_on_workers(wild, inputs_of(run), no_word)
+
+
+def test_two_who_want_the_same_run_train_it_once(run: RunConfig) -> None:
+    small = changed(run, {"student": {"name": "convnet"}, "epochs": 2})
+    inputs = inputs_of(small)
+    told: list[Metrics] = []
+    with ThreadPoolExecutor(2) as pool:
+        pair = [pool.submit(train_here, small, inputs, told.append) for _ in range(2)]
+        first, second = (future.result() for future in pair)
+    assert first == second
+    assert [metrics["epoch"] for metrics in told] == [1, 2, 1, 2]
+    assert told[:2] == told[2:], "the second heard other numbers: it trained again"

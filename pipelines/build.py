@@ -58,7 +58,8 @@ def build_step(run: RunConfig, pictures: Pictures) -> DistillStep:
     probe = _probe(run, pictures)
     student = build_student(run, pictures)
     terms = {}
-    for label, config in run.active.items():
+    # sorted: the order of the file is not part of the run's identity, the first random numbers are
+    for label, config in sorted(run.active.items()):
         with _named(f"losses.{label}"):
             terms[label] = LOSSES[config.loss].build(config.params, config.layers, probe)
             terms[label](probe.student, probe.batch.teacher, probe.batch)

@@ -79,8 +79,10 @@ class TeacherConfig(Strict):
 
     @model_validator(mode="after")
     def _one_origin(self) -> TeacherConfig:
+        given = {"name", "weights", "params", "stem"} & self.model_fields_set
         named = self.name is not None and self.weights is not None
-        if named == (self.run is not None):
+        own = any(getattr(self, key) != type(self).model_fields[key].default for key in given)
+        if not named if self.run is None else own:
             raise ValueError(
                 "a teacher is either `name: NETWORK` with `weights: FILE`, or `run: RUN.yaml`, "
                 "whose best student it is"
@@ -177,6 +179,9 @@ def _checked_params(loss: str, params: Any) -> dict[str, Any]:
         raise ValueError("; ".join(_problems(error, ("params",)))) from None
 
 
+_METRICS = ("loss", "top1")  # of every run's training, beside its terms
+
+
 class RunConfig(Strict):
     """One student: complete by itself."""
 
@@ -200,8 +205,11 @@ class RunConfig(Strict):
         if not isinstance(losses, dict):
             return losses
         for label in losses:
-            if not str(label).isidentifier():
-                raise ValueError(f"a loss label is a word such as kd or mid_layer, got {label!r}")
+            if not str(label).isidentifier() or label in _METRICS:
+                raise ValueError(
+                    f"a loss label is a word such as kd or mid_layer and no metric's name "
+                    f"({', '.join(_METRICS)}), got {label!r}"
+                )
         return {
             label: {"loss": label, **term} if isinstance(term, dict) else term
             for label, term in losses.items()
@@ -211,6 +219,10 @@ class RunConfig(Strict):
     def _consistent(self) -> RunConfig:
         if not self.losses:
             raise ValueError("losses: expected at least one, such as `ce: {weight: 1}`")
+        if "ce" in self.losses and self.losses["ce"].loss != "ce":
+            raise ValueError(
+                f"losses.ce is cross-entropy, not {self.losses['ce'].loss!r}; rename it"
+            )
         if self.batch_size % self.workers:
             raise ValueError(
                 f"batch_size {self.batch_size} must be a multiple of workers {self.workers}: every "

@@ -27,13 +27,23 @@ def load(path: Path, changes: Iterable[str] = ()) -> RunConfig | SweepConfig:
         if not separator:
             raise ValueError(f"--set expects dotted.path=value, got {change!r}")
         in_base = "base" in content and key.split(".")[0] not in SweepConfig.model_fields
-        content = override(content, f"base.{key}" if in_base else key, yaml.safe_load(text))
+        content = override(content, f"base.{key}" if in_base else key, _value(change, text))
     if "base" in content:
         return validated(SweepConfig, content, where=str(path))
     return validated(RunConfig, content, where=str(path))
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _value(change: str, text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"--set {change}: the value is not YAML: {error}") from None
+
+
+def _read(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    if path.resolve() in above:
+        raise ValueError(f"{path} names itself, by way of {' and '.join(map(str, above))}")
+    above = (*above, path.resolve())
     try:
         content = yaml.safe_load(path.read_text())
     except FileNotFoundError:
@@ -44,8 +54,8 @@ def _read(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: expected a mapping of keys, got {type(content).__name__}")
     content.setdefault("name", path.stem)
     if isinstance(content.get("base"), str):
-        content["base"] = _read(path.parent / content["base"])
+        content["base"] = _read(path.parent / content["base"], above)
     teacher = content.get("teacher")
     if isinstance(teacher, dict) and isinstance(teacher.get("run"), str):
-        content["teacher"] = {**teacher, "run": _read(path.parent / teacher["run"])}
+        content["teacher"] = {**teacher, "run": _read(path.parent / teacher["run"], above)}
     return content

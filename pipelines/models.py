@@ -6,11 +6,9 @@ import hashlib
 import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -29,7 +27,7 @@ def build_network(model: ModelConfig, *, num_classes: int, in_channels: int) -> 
     make = {"": _ours, "timm": _timm, "torchvision": _torchvision}[library]
     try:
         net = make(name, num_classes, in_channels, model.params)
-    except (TypeError, RuntimeError) as error:
+    except (TypeError, RuntimeError, AssertionError) as error:
         raise ValueError(f"cannot build {model.name} with params {model.params}: {error}") from None
     if model.stem == "small":
         _make_stem_small(net)
@@ -76,12 +74,13 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, OSError, RuntimeError, EOFError, UnpicklingError) as error:
+    except Exception as error:  # bytes that are no pickle make the unpickler raise anything
         raise ValueError(f"weights {path} cannot be read as tensors only: {error}") from None
-    state = state.get("state_dict", state) if isinstance(state, dict) else {}
-    if not state or not all(isinstance(held, Tensor) for held in state.values()):
+    state = state.get("state_dict", state) if isinstance(state, dict) else state
+    named = isinstance(state, dict) and all(isinstance(name, str) for name in state)
+    if not named or not state or not all(isinstance(held, Tensor) for held in state.values()):
         raise ValueError(f"weights {path} are not a state dict of tensors")
-    return state
+    return dict(state)
 
 
 def weights_digest(net: nn.Module) -> str:

@@ -96,6 +96,8 @@ def _parquet(data: DataConfig, part: Part) -> Pictures:
         if missing:
             raise ValueError(f"{file} lacks the columns {sorted(missing)}")
         table = pq.read_table(file, columns=["image", "label"])
+        if pq.read_schema(file).field("image").type.num_fields == 0:
+            raise ValueError(f"{file}: column image should be struct{{bytes, path}}")
         content = table["image"].combine_chunks().field("bytes")
         encoded += [(f"{file} row {row}", cell.as_py()) for row, cell in enumerate(content)]
         labels.append(table["label"].to_numpy())
@@ -105,16 +107,21 @@ def _parquet(data: DataConfig, part: Part) -> Pictures:
 
 def _folder(data: DataConfig, part: Part) -> Pictures:
     """``root/train/<class>/*`` and ``root/test/<class>/*`` (or ``val``), classes sorted."""
-    from torchvision.datasets import ImageFolder
-
     root = _root(data)
     names = ["train"] if part == "train" else ["test", "val"]
     found = [root / name for name in names if (root / name).is_dir()]
     if not found:
         raise ValueError(f"{root} has no folder {' or '.join(names)} with one folder per class")
-    files = ImageFolder(str(found[0])).samples
-    decoded = ((path, _decode(path, Path(path).read_bytes())) for path, _ in files)
-    return _stacked(decoded, np.array([label for _, label in files]), data)
+    classes = sorted(folder.name for folder in (root / "train").glob("*/"))
+    files = sorted(path for path in found[0].glob("*/*") if path.is_file())
+    strange = sorted({path.parent.name for path in files} - set(classes))
+    if strange or not files:
+        raise ValueError(
+            f"{found[0]} holds no pictures of the classes that {root / 'train'} has: "
+            f"{strange or 'it is empty'}"
+        )
+    decoded = ((str(path), _decode(str(path), path.read_bytes())) for path in files)
+    return _stacked(decoded, np.array([classes.index(path.parent.name) for path in files]), data)
 
 
 def _torchvision(data: DataConfig, part: Part) -> Pictures:
@@ -181,9 +188,10 @@ def _same_shape(
         pixels = _pixels(picture, data)
         shape = shape or pixels.shape
         if pixels.shape != shape:
+            channels = pixels.shape[0] != shape[0]
+            advice = "convert all to grey or all to colour" if channels else "give data.size"
             raise ValueError(
-                f"{place} is (C, H, W) = {pixels.shape}, the first picture is {shape}; give "
-                "data.size to resize all to size x size"
+                f"{place} is (C, H, W) = {pixels.shape}, the first picture is {shape}; {advice}"
             )
         yield pixels
 

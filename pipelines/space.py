@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any, Literal
@@ -53,9 +54,14 @@ class Range(Strict):
 
     @property
     def probes(self) -> list[Any]:
-        """Every listed value, or both end points."""
+        """Every listed value; of a range both end points and, if it is continuous, one between."""
         values = getattr(self, self.kind)
-        return [values[0], values[1] - 1] if self.kind == "randint" else list(values)
+        if self.kind == "randint":
+            return [values[0], values[1] - 1]
+        if self.kind in ("uniform", "loguniform"):
+            low, high = values
+            return [low, low + (high - low) / math.pi, high]
+        return list(values)
 
 
 class SweepConfig(Strict):
@@ -127,7 +133,8 @@ def override(content: Mapping[str, Any], path: str, value: Any) -> dict[str, Any
             raise ValueError(
                 f"cannot set {path}: {'.'.join(parents[: depth + 1])} is {node!r}, not a mapping"
             )
-    if last == "loss" and value in LOSSES and isinstance(node.get("params"), dict):
+    is_loss = last == "loss" and isinstance(value, str) and value in LOSSES
+    if is_loss and isinstance(node.get("params"), dict):
         known = LOSSES[value].hyperparameters
         node["params"] = {key: held for key, held in node["params"].items() if key in known}
         if not LOSSES[value].default_layers:

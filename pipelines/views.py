@@ -93,7 +93,15 @@ def view(
 
 
 def normalised(image: Tensor, *, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """uint8 (B, C, H, W) to float32: (image / 255 - mean) / std per channel."""
+    """uint8 (B, C, H, W) to float32: (image / 255 - mean) / std, for each channel or for all.
+
+    Raises ValueError for as many means as fit neither; torch would make grey pictures colour ones.
+    """
+    if {len(mean), len(std)} - {1, image.shape[1]}:
+        raise ValueError(
+            f"data.mean and data.std need one number or one per channel ({image.shape[1]}), got "
+            f"{tuple(mean)} and {tuple(std)}"
+        )
     scale = 1 / (255 * torch.tensor(std, device=image.device))
     shift = -torch.tensor(mean, device=image.device) / torch.tensor(std, device=image.device)
     return image.float() * scale[:, None, None] + shift[:, None, None]

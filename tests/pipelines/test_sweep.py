@@ -197,4 +197,6 @@ def test_ranking_is_by_the_mean_over_seeds(toy_run: Path) -> None:
 
 def test_a_range_names_its_end_points() -> None:
     assert Range(randint=(1, 5)).probes == [1, 4]
-    assert Range(uniform=(0.0, 1.0)).probes == [0.0, 1.0]
+    low, between, high = Range(uniform=(0.0, 1.0)).probes
+    assert (low, high) == (0.0, 1.0)
+    assert low < between < high

@@ -1,0 +1,557 @@
+"""A run: values checked, defaults filled in, mistakes explained, an identity that is exact."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import pipelines
+from kdcore.losses import LOSSES
+from pipelines.config import RunConfig, plain, validated
+from pipelines.loading import load
+from pipelines.space import SweepConfig, changed
+
+SHIPPED = sorted((Path(pipelines.__file__).parent / "configs").glob("*/*.yaml"))
+
+TOY: dict[str, Any] = {
+    "student": {"name": "convnet", "params": {"width": 2}},
+    "data": {"name": "digits"},
+    "epochs": 2,
+    "losses": {"ce": {}},
+}
+TEACHER: dict[str, Any] = {"teacher": {"name": "resnet8", "weights": "teacher.safetensors"}}
+KD: dict[str, Any] = {**TEACHER, "losses": {"kd": {}}}
+
+
+def run_of(**changes: Any) -> RunConfig:
+    return validated(RunConfig, {**deepcopy(TOY), **changes}, where="toy.yaml")
+
+
+def write(path: Path, content: Any) -> Path:
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+# --- defaults ---------------------------------------------------------------------------------
+
+
+def test_the_label_names_the_loss_unless_it_is_named() -> None:
+    run = run_of(**TEACHER, losses={"kd": {}, "soft": {"loss": "kd"}, "ce": {}})
+    assert {label: term.loss for label, term in run.losses.items()} == {
+        "kd": "kd",
+        "soft": "kd",
+        "ce": "ce",
+    }
+
+
+@pytest.mark.parametrize("key", LOSSES)
+def test_every_parameter_of_a_loss_is_filled_in_from_its_signature(key: str) -> None:
+    (term,) = run_of(**TEACHER, losses={"it": {"loss": key}}).losses.values()
+    defaults = {name: held.default for name, held in LOSSES[key].hyperparameters.items()}
+    assert term.params == defaults
+    assert term.layers == LOSSES[key].default_layers
+    assert term.weight == 1.0
+
+
+def test_a_given_parameter_is_kept_as_the_type_of_the_signature() -> None:
+    run = run_of(**TEACHER, losses={"kd": {"params": {"temperature": 2}}})
+    assert repr(run.losses["kd"].params) == "{'temperature': 2.0}"
+
+
+def test_numbers_that_yaml_reads_as_text_are_numbers() -> None:
+    # YAML 1.1 takes 5e-4, without a dot, for a string
+    content = yaml.safe_load("{lr: 5e-4, weight_decay: 0}")
+    assert run_of(optimizer=content).optimizer.lr == 5e-4
+
+
+def test_the_layers_are_those_of_the_losses_that_have_a_weight() -> None:
+    terms = {
+        "first": {"loss": "mse", "layers": {"block1": "layer1"}},
+        "second": {"loss": "w2", "layers": {"block1": "layer2", "embedding": "embedding"}},
+        "off": {"loss": "mse", "weight": 0, "layers": {"block3": "layer3"}},
+    }
+    run = run_of(**TEACHER, losses=terms)
+    assert run.teacher_layers == ("embedding", "layer1", "layer2")
+    assert run.student_layers == ("block1", "embedding")
+    assert list(run.active) == ["first", "second"]
+
+
+def test_cross_entropy_is_active_at_any_weight() -> None:
+    assert list(run_of(losses={"ce": {"weight": 0}}).active) == ["ce"]
+
+
+def test_a_teacher_by_run_is_that_run_s_student() -> None:
+    run = run_of(teacher={"run": TOY})
+    assert run.teacher is not None
+    assert run.teacher.network == run.student
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
+def test_every_configuration_that_is_shipped_loads(path: Path) -> None:
+    assert load(path).name == path.stem
+
+
+# --- mistakes ---------------------------------------------------------------------------------
+
+MISTAKES: dict[str, tuple[Mapping[str, Any], str]] = {
+    "unknown key": ({"epoch": 3}, "toy.yaml: unknown key 'epoch'; did you mean 'epochs'?"),
+    "unknown key of student": (
+        {"student": {"name": "convnet", "weight": "x.pth"}},
+        "toy.yaml: student: unknown key 'weight'; did you mean 'weights'?",
+    ),
+    "unknown key of teacher": (
+        {"teacher": {"name": "resnet8", "wieghts": "x.pth"}},
+        "toy.yaml: teacher: unknown key 'wieghts'; did you mean 'weights'?",
+    ),
+    "unknown key of data": (
+        {"data": {"name": "digits", "vews": 3}},
+        "toy.yaml: data: unknown key 'vews'; did you mean 'views'?",
+    ),
+    "unknown key of augment": (
+        {"data": {"name": "digits", "augment": {"flips": True}}},
+        "toy.yaml: data.augment: unknown key 'flips'; did you mean 'flip'?",
+    ),
+    "unknown key of optimizer": (
+        {"optimizer": {"learning_rate": 0.1}},
+        "toy.yaml: optimizer: unknown key 'learning_rate'; known: lr, momentum, name, nesterov, "
+        "schedule, weight_decay",
+    ),
+    "unknown key of schedule": (
+        {"optimizer": {"schedule": {"name": "steps", "epoch": [1]}}},
+        "unknown key 'epoch'; did you mean 'epochs'?",
+    ),
+    "unknown key of a loss": (
+        {"losses": {"ce": {"wieght": 1}}},
+        "toy.yaml: losses.ce: unknown key 'wieght'; did you mean 'weight'?",
+    ),
+    "unknown key of the teacher's run": (
+        {"teacher": {"run": {**TOY, "epoch": 3}}},
+        "toy.yaml: teacher.run: unknown key 'epoch'; did you mean 'epochs'?",
+    ),
+    "unknown loss": (
+        {"losses": {"kdd": {}}},
+        "toy.yaml: losses.kdd: unknown loss 'kdd'; did you mean 'kd'?",
+    ),
+    "unknown loss under a label": (
+        {"losses": {"soft": {"loss": "w3"}}},
+        "toy.yaml: losses.soft: unknown loss 'w3'; did you mean 'w2'?",
+    ),
+    "typo in the parameters of a loss": (
+        {**TEACHER, "losses": {"kd": {"params": {"temprature": 3}}}},
+        "toy.yaml: losses.kd: params: unknown key 'temprature'; did you mean 'temperature'?",
+    ),
+    "wrong type in the parameters of a loss": (
+        {**TEACHER, "losses": {"kd": {"params": {"temperature": "hot"}}}},
+        "toy.yaml: losses.kd: params.temperature: input should be a valid number",
+    ),
+    "wrong choice in the parameters of a loss": (
+        {**TEACHER, "losses": {"w2": {"params": {"normalise": "std"}}}},
+        "toy.yaml: losses.w2: params.normalise: input should be 'none' or 'variance', got 'std'",
+    ),
+    "parameters that are no mapping": (
+        {**TEACHER, "losses": {"kd": {"params": [4]}}},
+        "toy.yaml: losses.kd: params: input should be a valid dictionary",
+    ),
+    "wrong type": (
+        {"epochs": "many"},
+        "toy.yaml: epochs: input should be a valid integer, unable to parse string as an integer, "
+        "got 'many'",
+    ),
+    "wrong value": (
+        {"data": {"name": "digits", "validation": 1}},
+        "toy.yaml: data.validation: input should be less than 1, got 1",
+    ),
+    "wrong choice": (
+        {"precision": "fp8"},
+        "toy.yaml: precision: input should be 'fp32', 'bf16' or 'fp16', got 'fp8'",
+    ),
+    "wrong schedule": (
+        {"optimizer": {"schedule": {"name": "step"}}},
+        "toy.yaml: optimizer.schedule: input tag 'step' found using 'name' does not match any of "
+        "the expected tags: 'cosine', 'steps'",
+    ),
+    "a student that is a string": (
+        {"student": "convnet"},
+        "toy.yaml: student: input should be a valid dictionary or instance of ModelConfig, got "
+        "'convnet'",
+    ),
+    "unknown network": (
+        {"student": {"name": "resnet21"}},
+        "toy.yaml: student.name: unknown network 'resnet21'; did you mean 'resnet32'?; others are "
+        "timm/<name>, torchvision/<name>",
+    ),
+    "unknown network of a teacher": (
+        {"teacher": {"name": "covnet", "weights": "x.pth"}},
+        "unknown network 'covnet'; did you mean 'convnet'?",
+    ),
+    "unknown library": (
+        {"student": {"name": "keras/resnet18"}},
+        "toy.yaml: student.name: expected timm/<name> or torchvision/<name>, got 'keras/resnet18'",
+    ),
+    "layers of a loss on logits": (
+        {**TEACHER, "losses": {"kd": {"layers": {"block1": "layer1"}}}},
+        "toy.yaml: losses.kd: loss 'kd' compares logits and takes no `layers`",
+    ),
+    "batch_size that does not divide": (
+        {"batch_size": 10, "workers": 3},
+        "toy.yaml: batch_size 10 must be a multiple of workers 3",
+    ),
+    "loss without the teacher it needs": (
+        {"losses": {"ce": {}, "soft": {"loss": "kd"}}},
+        "toy.yaml: losses.soft needs a teacher and the run has none",
+    ),
+    "teacher of two origins": (
+        {"teacher": {**TEACHER["teacher"], "run": TOY}},
+        "toy.yaml: teacher: a teacher is either `name: NETWORK` with `weights: FILE`, or `run: "
+        "RUN.yaml`",
+    ),
+    "teacher of a run with other weights": (
+        {"teacher": {"weights": "x.pth", "run": TOY}},
+        "toy.yaml: teacher: a teacher is either `name: NETWORK` with `weights: FILE`, or `run: "
+        "RUN.yaml`",
+    ),
+    "teacher of a run with another name": (
+        {"teacher": {"name": "resnet8", "run": TOY}},
+        "toy.yaml: teacher: a teacher is either `name: NETWORK` with `weights: FILE`, or `run: "
+        "RUN.yaml`",
+    ),
+    "teacher of no origin": (
+        {"teacher": {}},
+        "toy.yaml: teacher: a teacher is either `name: NETWORK` with `weights: FILE`, or `run: "
+        "RUN.yaml`",
+    ),
+    "teacher without weights": (
+        {"teacher": {"name": "resnet8"}},
+        "toy.yaml: teacher: a teacher is either `name: NETWORK` with `weights: FILE`, or `run: "
+        "RUN.yaml`",
+    ),
+    "no losses": ({"losses": {}}, "losses: expected at least one, such as `ce: {weight: 1}`"),
+    "losses that are a list": (
+        {"losses": ["ce"]},
+        "toy.yaml: losses: input should be a valid dictionary, got ['ce']",
+    ),
+    "label that is no word": (
+        {"losses": {"a-b": {"loss": "ce"}}},
+        "toy.yaml: losses: a loss label is a word such as kd or mid_layer and no metric's name "
+        "(loss, top1), got 'a-b'",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_error_with_place_found_and_expected(mistake: str) -> None:
+    change, message = MISTAKES[mistake]
+    with pytest.raises(ValueError, match=re.escape(message)) as error:
+        run_of(**change)
+    assert type(error.value) is ValueError  # pydantic's own is a ValueError too, and unreadable
+
+
+def test_missing_keys_are_named_all_at_once() -> None:
+    with pytest.raises(ValueError, match=r"toy\.yaml: student is missing; data\.name is missing"):
+        validated(RunConfig, {"data": {}, "epochs": 1, "losses": {"ce": {}}}, where="toy.yaml")
+
+
+def test_two_mistakes_are_both_named() -> None:
+    with pytest.raises(ValueError, match=r"epochs: .*, got 0; batch_size: .*, got 'x'"):
+        run_of(epochs=0, batch_size="x")
+
+
+# --- files and --set --------------------------------------------------------------------------
+
+
+def test_a_file_gives_its_name_to_the_run(tmp_path: Path) -> None:
+    assert load(write(tmp_path / "small.yaml", TOY)).name == "small"
+    assert load(write(tmp_path / "other.yaml", {**TOY, "name": "given"})).name == "given"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("a: [1\nb: {", r"broken\.yaml is not YAML: while parsing a flow sequence"),
+        ("- 1\n- 2", r"broken\.yaml: expected a mapping of keys, got list"),
+        ("", r"broken\.yaml: expected a mapping of keys, got NoneType"),
+        ("epoch: 1", r"broken\.yaml: unknown key 'epoch'; did you mean 'epochs'\?"),
+        ("base: none.yaml\nspace: {}", r"no configuration at .*none\.yaml"),
+        ("teacher: {run: none.yaml}", r"no configuration at .*none\.yaml"),
+    ],
+)
+def test_a_broken_file_is_refused_by_name(tmp_path: Path, content: str, message: str) -> None:
+    path = tmp_path / "broken.yaml"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=message) as error:
+        load(path)
+    assert type(error.value) is ValueError
+
+
+def test_a_file_that_is_not_text_or_not_there_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "weights.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ValueError, match=r"weights\.yaml is not YAML"):
+        load(tmp_path / "weights.yaml")
+    with pytest.raises(ValueError, match=r"no configuration at .*none\.yaml"):
+        load(tmp_path / "none.yaml")
+
+
+def test_a_set_value_is_yaml_at_a_dotted_path(tmp_path: Path) -> None:
+    path = write(tmp_path / "toy.yaml", TOY)
+    run = load(path, ["optimizer.lr=5e-4", "losses.ce={weight: 2}", "data.mean=[0.1]", "name=a=b"])
+    assert isinstance(run, RunConfig)
+    assert run.optimizer.lr == 5e-4
+    assert run.losses["ce"].weight == 2
+    assert run.data.mean == (0.1,)
+    assert run.name == "a=b"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("epochs", "--set expects dotted.path=value, got 'epochs'"),
+        ("epochs.value=3", "cannot set epochs.value: epochs is 2, not a mapping"),
+        ("losses.ce.weight.x.y=3", "cannot set losses.ce.weight.x.y: losses.ce.weight is 1, not"),
+        ("data.vews=3", "data: unknown key 'vews'; did you mean 'views'?"),
+        ("losses={", "losses={"),  # neither is this YAML
+        ("losses.ce.loss=[ce, kd]", "losses.ce.loss"),
+    ],
+)
+def test_a_wrong_set_is_refused(tmp_path: Path, change: str, message: str) -> None:
+    path = write(tmp_path / "toy.yaml", {**TOY, "losses": {"ce": {"weight": 1}}})
+    with pytest.raises(ValueError, match=re.escape(message)) as error:
+        load(path, [change])
+    assert type(error.value) is ValueError
+
+
+def test_other_configurations_are_found_beside_the_file_that_names_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in ("runs", "teachers", "sweeps", "elsewhere"):
+        (tmp_path / folder).mkdir()
+    write(tmp_path / "teachers" / "big.yaml", {**TOY, "epochs": 7})
+    write(tmp_path / "runs" / "small.yaml", {**TOY, "teacher": {"run": "../teachers/big.yaml"}})
+    write(tmp_path / "sweeps" / "all.yaml", {"base": "../runs/small.yaml", "space": {}})
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    sweep = load(tmp_path / "sweeps" / "all.yaml")
+    assert isinstance(sweep, SweepConfig)
+    assert sweep.base == load(Path("../runs/small.yaml"))
+    assert sweep.base.teacher is not None
+    assert sweep.base.teacher.run is not None
+    assert (sweep.base.teacher.run.name, sweep.base.teacher.run.epochs) == ("big", 7)
+
+
+def test_a_configuration_that_names_itself_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "loop.yaml", {**TOY, "teacher": {"run": "loop.yaml"}})
+    with pytest.raises(ValueError, match=r"loop\.yaml"):
+        load(path)
+
+
+# --- identity ---------------------------------------------------------------------------------
+
+# Every leaf of a run with another value; "leaf @ path" replaces a whole mapping, since its other
+# keys do not go with the new value.
+OTHER_DATA = {
+    "data.name": "cifar10",
+    "data.root": "elsewhere",
+    "data.download": True,
+    "data.size": 16,
+    "data.limit": 100,
+    "data.validation": 0.2,
+    "data.split_seed": 1,
+    "data.views": 3,
+    "data.view_seed": 1,
+    "data.augment.crop": 2,
+    "data.augment.flip": True,
+    "data.mean": [0.4],
+    "data.std": [0.2],
+}
+OTHER_OPTIMIZER = {
+    "optimizer.name": "adamw",
+    "optimizer.lr": 0.01,
+    "optimizer.momentum": 0.8,
+    "optimizer.nesterov": True,
+    "optimizer.weight_decay": 1e-4,
+    "optimizer.schedule.name @ optimizer.schedule": {"name": "steps"},
+    "optimizer.schedule.floor": 0.1,
+}
+OTHER = {
+    "student.name": "resnet8",
+    "student.weights": "student.pth",
+    "student.params.width": 3,
+    "student.stem": "small",
+    **OTHER_DATA,
+    "epochs": 3,
+    "batch_size": 32,
+    **OTHER_OPTIMIZER,
+    "losses.ce.weight": 2,
+    "losses.ce.params.label_smoothing": 0.1,
+    "workers": 2,
+    "seed": 1,
+    "precision": "bf16",
+}
+OTHER_TEACHER = {
+    "teacher.name": "resnet14",
+    "teacher.weights": "other.safetensors",
+    "teacher.params.width": 9,
+    "teacher.stem": "small",
+    "teacher.run @ teacher": {"run": TOY},
+    "teacher.source": "live",
+    "teacher.precision": "bf16",
+    "losses.kd.loss": "ce",
+    "losses.kd.weight": 2,
+    "losses.kd.params.temperature": 2,
+    "losses.mid.loss @ losses.mid": {"loss": "w2", "layers": {"block1": "layer1"}},
+    "losses.mid.weight": 2,
+    "losses.mid.layers.block1": "layer2",
+}
+NO_MATTER = {"name", "runs", "caches"}
+ONE_VALUE = {"losses.ce.loss"}  # what is called ce is cross-entropy
+
+TAUGHT: dict[str, Any] = {
+    "teacher": {**TEACHER["teacher"], "params": {"width": 8}},
+    "losses": {"ce": {}, "kd": {}, "mid": {"loss": "mse", "layers": {"block1": "layer1"}}},
+}
+
+
+def leaves(content: Mapping[str, Any], above: str = "") -> Iterator[str]:
+    """Dotted paths of all that is not a mapping; an empty one has none."""
+    for key, value in content.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{above}{key}.")
+        else:
+            yield above + key
+
+
+def other(run: RunConfig, change: str, value: Any) -> RunConfig:
+    return changed(run, {change.split(" @ ")[-1]: value})
+
+
+def test_the_changes_above_are_of_every_leaf() -> None:
+    named = {change.split(" @ ")[0] for change in OTHER | OTHER_TEACHER}
+    assert set(leaves(plain(run_of(**TAUGHT)))) == named | NO_MATTER | ONE_VALUE
+
+
+@pytest.mark.parametrize("change", [*OTHER, *OTHER_TEACHER])
+def test_every_leaf_changes_the_identity(change: str) -> None:
+    run = run_of(**TAUGHT)
+    assert other(run, change, (OTHER | OTHER_TEACHER)[change]).identity != run.identity
+
+
+@pytest.mark.parametrize("change", OTHER)
+def test_every_leaf_of_the_teacher_s_run_changes_the_identity(change: str) -> None:
+    run = run_of(teacher={"run": {**TOY, **TEACHER}}, losses={"kd": {}})
+    below = " @ ".join(f"teacher.run.{path}" for path in change.split(" @ "))
+    assert other(run, below, OTHER[change]).identity != run.identity
+
+
+@pytest.mark.parametrize(("leaf", "value"), [("epochs", [1]), ("gamma", 0.5)])
+def test_every_leaf_of_the_steps_schedule_changes_the_identity(leaf: str, value: Any) -> None:
+    run = run_of(optimizer={"schedule": {"name": "steps"}})
+    assert changed(run, {f"optimizer.schedule.{leaf}": value}).identity != run.identity
+
+
+@pytest.mark.parametrize("leaf", sorted(NO_MATTER))
+def test_name_and_places_do_not_change_the_identity(leaf: str) -> None:
+    run = run_of(teacher={"run": TOY}, losses={"kd": {}})
+    assert changed(run, {leaf: "other"}).identity == run.identity
+    assert changed(run, {f"teacher.run.{leaf}": "other"}).identity == run.identity
+    assert len(run.identity) == 12
+    assert run.folder == Path("runs") / f"run-{run.identity}"
+
+
+def test_filled_in_defaults_do_not_change_the_identity() -> None:
+    run = run_of(**TAUGHT)
+    assert RunConfig.model_validate(plain(run)).identity == run.identity
+
+
+@pytest.mark.parametrize("loss", [key for key in LOSSES if LOSSES[key].needs_teacher])
+def test_the_control_is_one_run_whatever_loss_has_weight_0(loss: str) -> None:
+    control = run_of(losses={"ce": {}})
+    off = run_of(**TEACHER, losses={"ce": {}, "distill": {"loss": loss, "weight": 0}})
+    assert off.identity == control.identity
+    on = changed(off, {"losses.distill.weight": 0.1})
+    assert on.identity != control.identity
+
+
+@pytest.mark.parametrize("whose", ["student", "teacher"])
+def test_the_content_of_the_weights_file_is_the_identity_and_not_its_name(
+    tmp_path: Path, whose: str
+) -> None:
+    first, second = tmp_path / "first.pth", tmp_path / "second.pth"
+    network = {"name": "resnet8", "weights": str(first)}
+    run = run_of(**{**KD, whose: network})
+    missing = run.identity
+    first.write_bytes(b"one")
+    before = run.identity
+    second.write_bytes(b"one")
+    assert changed(run, {f"{whose}.weights": str(second)}).identity == before
+    first.write_bytes(b"two")
+    assert len({missing, before, run.identity}) == 3
+
+
+def test_the_weights_of_the_teacher_s_run_are_part_of_the_identity(tmp_path: Path) -> None:
+    weights = tmp_path / "start.pth"
+    weights.write_bytes(b"one")
+    student = {"name": "resnet8", "weights": str(weights)}
+    run = run_of(teacher={"run": {**TOY, "student": student}}, losses={"kd": {}})
+    before = run.identity
+    weights.write_bytes(b"two")
+    assert run.identity != before
+
+
+# --- round trip -------------------------------------------------------------------------------
+
+finite = {"allow_nan": False, "allow_infinity": False}
+RUNS = st.fixed_dictionaries(
+    {
+        "epochs": st.integers(1, 10**6),
+        "workers": st.sampled_from([1, 2, 4]),
+        "batch_size": st.integers(1, 1000).map(lambda quarter: 4 * quarter),
+        "seed": st.integers(0, 2**63),
+        "precision": st.sampled_from(["fp32", "bf16", "fp16"]),
+        "data": st.fixed_dictionaries(
+            {"name": st.sampled_from(["digits", "CIFAR100"])},
+            optional={
+                "root": st.sampled_from(["a/b", "/c d"]),
+                "size": st.integers(1, 512),
+                "validation": st.floats(0.01, 0.99),
+                "augment": st.fixed_dictionaries({"crop": st.integers(0, 8)}),
+                "std": st.lists(st.floats(1e-6, 1.0), min_size=1, max_size=3),
+            },
+        ),
+        "optimizer": st.fixed_dictionaries(
+            {"lr": st.floats(min_value=1e-12, **finite)},
+            optional={
+                "schedule": st.one_of(
+                    st.fixed_dictionaries({"name": st.just("cosine"), "floor": st.floats(0, 1)}),
+                    st.fixed_dictionaries(
+                        {"name": st.just("steps"), "epochs": st.lists(st.integers(1, 99))}
+                    ),
+                )
+            },
+        ),
+        "losses": st.dictionaries(
+            st.from_regex(r"[a-z]{3,8}", fullmatch=True).map(lambda word: f"on_{word}"),
+            st.fixed_dictionaries(
+                {"loss": st.sampled_from(sorted(LOSSES)), "weight": st.floats(0, 1e9)}
+            ),
+            min_size=1,
+            max_size=3,
+        ),
+        "teacher": st.sampled_from([TEACHER["teacher"], {"run": TOY, "source": "live"}]),
+    }
+)
+
+
+@settings(deadline=None, max_examples=50)
+@given(changes=RUNS)
+def test_a_run_survives_yaml(changes: dict[str, Any]) -> None:
+    run = run_of(**changes)
+    text = yaml.safe_dump(plain(run))
+    again = RunConfig.model_validate(yaml.safe_load(text))
+    assert again == run
+    assert again.identity == run.identity

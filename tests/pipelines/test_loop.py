@@ -1,0 +1,457 @@
+"""Training: what it learns, reports and keeps, and that an interruption leaves no trace."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from kdcore.losses import LOSSES, Logits
+from kdcore.step import DistillStep
+from kdcore.taps import Tapped
+from pipelines import loop
+from pipelines.build import build_step, build_teacher
+from pipelines.config import RunConfig, validated
+from pipelines.data import Reader, TeacherRows, view_of
+from pipelines.loop import BEST, LAST, STATE, Metrics, Progress, evaluate, fit, keep
+from pipelines.models import load_weights
+from pipelines.sources import Pictures, read_pictures
+from pipelines.views import normalised
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    """Tensors this small gain nothing from threads, and on a busy machine wait for them."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+BASE: dict[str, Any] = {
+    "student": {"name": "convnet", "params": {"width": 4}},
+    "data": {"name": "digits", "limit": 250, "validation": 0.2, "views": 2},
+    "epochs": 3,
+    "batch_size": 10,
+    "optimizer": {"lr": 0.1},
+    "losses": {"ce": {}},
+}
+BASE["data"]["augment"] = {"crop": 1}
+TEACHER = {"run": {**BASE, "student": {"name": "convnet", "params": {"width": 6}}}}
+TAUGHT: dict[str, Any] = {
+    "teacher": TEACHER,
+    "losses": {"ce": {}, "kd": {}, "mid": {"loss": "mse", "layers": {"block2": "block2"}}},
+}
+
+
+def run_of(**changes: Any) -> RunConfig:
+    return validated(RunConfig, {**BASE, **changes}, where="toy")
+
+
+def pictures_of(run: RunConfig) -> Pictures:
+    return read_pictures(run.data, "train")
+
+
+def teacher_of(run: RunConfig) -> Tapped:
+    assert run.teacher is not None
+    teacher = build_teacher(run.teacher.network, pictures_of(run), run.teacher_layers)
+    teacher.net.load_state_dict(teacher_weights())
+    return teacher
+
+
+@dataclass
+class Training:
+    """One run's step and reader, and what its fit reported."""
+
+    run: RunConfig
+    rows: TeacherRows | None = None
+    told: list[Metrics] = field(default_factory=list)
+    lasts: list[dict[str, Tensor]] = field(default_factory=list)
+    stop_after: int = 0  # epochs; 0 does not stop
+    kept: Path | None = None
+
+    def __post_init__(self) -> None:
+        pictures = pictures_of(self.run)
+        self.step: DistillStep = build_step(self.run, pictures)
+        self.reader = Reader(self.run, pictures, self.rows)
+
+    def report(self, metrics: Metrics, folder: Path | None) -> None:
+        self.told.append(metrics)
+        if folder is None:
+            return
+        self.lasts.append(load_file(folder / LAST))
+        if self.kept is not None:
+            keep(folder, self.kept)
+        if metrics["epoch"] == self.stop_after:
+            raise KeyboardInterrupt
+
+    def fit(self, **how: Any) -> Progress:
+        how = {"report": self.report, "device": CPU, **how}
+        return fit(self.run, self.step, self.reader, **how)
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        return {name: held.clone() for name, held in self.step.state_dict().items()}
+
+
+def exactly(actual: Any, expected: Any) -> None:
+    torch.testing.assert_close(actual, expected, rtol=0, atol=0)
+
+
+def rows_of(run: RunConfig, teacher: Tapped) -> TeacherRows:
+    """A teacher cache by hand: float16, every row in every view."""
+    pictures = pictures_of(run)
+    every = np.arange(len(pictures.label))
+    with torch.no_grad():
+        said = []
+        for number in range(run.data.views + 1):
+            image = view_of(run, pictures, every, number)
+            said.append(teacher(normalised(image, mean=run.data.mean, std=run.data.std)))
+    features = {
+        layer: np.stack([outputs.features[layer].half().numpy() for outputs in said])
+        for layer in run.teacher_layers
+    }
+    return TeacherRows(np.stack([outputs.logits.half().numpy() for outputs in said]), features)
+
+
+@cache
+def teacher_weights() -> dict[str, Tensor]:
+    """Of a network that knows something: an untrained one tells all pictures nearly the same."""
+    training = Training(run_of(**TEACHER["run"]))
+    training.fit()
+    return dict(training.step.student.net.state_dict())
+
+
+# --- learning and reporting -------------------------------------------------------------------
+
+
+def test_a_student_learns_and_every_epoch_is_reported() -> None:
+    training = Training(run_of(epochs=6, **TAUGHT))
+    progress = training.fit(teacher=teacher_of(training.run))
+    assert progress.history == training.told
+    assert [metrics["epoch"] for metrics in progress.history] == [1, 2, 3, 4, 5, 6]
+    assert progress.best == max(progress.history, key=lambda metrics: metrics["val/top1"])
+    assert progress.history[-1]["val/top1"] > 0.6  # chance is 0.1
+    assert progress.history[-1]["train/loss"] < progress.history[0]["train/loss"]
+    for metrics in progress.history:
+        assert set(metrics) == {
+            *("train/loss", "train/top1", "train/ce", "train/kd", "train/mid"),
+            *("val/top1", "val/nll", "val/calibration_error"),
+            *("epoch", "lr", "seconds"),
+        }
+        parts = sum(metrics[f"train/{label}"] for label in ("ce", "kd", "mid"))
+        assert metrics["train/loss"] == pytest.approx(parts, rel=1e-5)
+
+
+def test_the_learning_rate_is_the_epoch_s() -> None:
+    cosine = Training(run_of(epochs=2, optimizer={"schedule": {"name": "cosine", "floor": 0.5}}))
+    rates = [metrics["lr"] for metrics in cosine.fit().history]
+    # 0.05 (floor + (1 - floor) (1 + cos(pi t / T)) / 2) at t = 0 and 1 of T = 2
+    assert rates == pytest.approx([0.05, 0.0375])
+    schedule = {"name": "steps", "epochs": [1, 2], "gamma": 0.1}
+    steps = Training(run_of(optimizer={"lr": 0.1, "schedule": schedule}))
+    assert [metrics["lr"] for metrics in steps.fit().history] == pytest.approx([0.1, 0.01, 0.001])
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others() -> None:
+    one, same, other = (Training(run_of(epochs=1, seed=seed)) for seed in (0, 0, 1))
+    for number, training in enumerate((one, same, other)):
+        torch.manual_seed(1000 + number)
+        training.fit()
+    exactly(same.weights, one.weights)
+    name = "student.net.block1.0.weight"
+    assert bool((one.weights[name] != other.weights[name]).any())
+
+
+def test_the_metrics_of_an_epoch_are_means_over_its_batches() -> None:
+    # a rate this small moves no weight, so that the epoch can be recomputed afterwards
+    training = Training(run_of(epochs=1, optimizer={"lr": 1e-30, "weight_decay": 0}))
+    (metrics,) = training.fit().history
+    training.step.train()
+    with torch.no_grad():
+        results = [(batch, training.step(batch)) for batch in training.reader.train(0)]
+    losses = [float(result.loss) for _, result in results]
+    right = [
+        float((result.logits.argmax(1) == one.label).float().mean()) for one, result in results
+    ]
+    assert metrics["train/loss"] == pytest.approx(np.mean(losses), rel=1e-6)
+    assert metrics["train/top1"] == pytest.approx(np.mean(right), rel=1e-6)
+
+
+# --- evaluation -------------------------------------------------------------------------------
+
+
+def test_evaluation_equals_a_count_by_hand() -> None:
+    training = Training(run_of(epochs=2))
+    training.fit()
+    training.step.eval()
+    student, reader = training.step.student, training.reader
+    metrics = evaluate(student, reader.validation(), device=CPU, prefix="test")
+    rows = reader.validation_rows
+    image = normalised(torch.from_numpy(reader.pictures.image[rows]), mean=(0.5,), std=(0.25,))
+    label = torch.from_numpy(reader.pictures.label[rows])
+    with torch.no_grad():
+        chance = student(image).logits.double().softmax(dim=1)
+    top, choice = chance.max(dim=1)
+    right = (choice == label).double()
+    # expected calibration error: 15 equal bins of confidence, |accuracy - confidence| by size
+    bins = (top * 15).ceil().long()
+    gaps = [(right - top)[bins == number].sum().abs() for number in range(1, 16)]
+    nll = -chance[torch.arange(len(label)), label].log().mean()
+    assert set(metrics) == {"test/top1", "test/nll", "test/calibration_error"}
+    assert metrics["test/top1"] == pytest.approx(float(right.mean()), rel=1e-6)
+    assert metrics["test/nll"] == pytest.approx(float(nll), rel=1e-5)
+    error = float(torch.stack(gaps).sum() / len(label))
+    assert metrics["test/calibration_error"] == pytest.approx(error, rel=1e-4)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_evaluation_leaves_the_student_as_it_came(training: bool) -> None:
+    made = Training(run_of())
+    student = made.step.student.train(training)
+    before = made.weights
+    evaluate(student, made.reader.validation(), device=CPU)
+    assert student.training is training
+    assert student.net.training is training
+    exactly(made.weights, before)
+
+
+def test_evaluation_of_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="no rows to evaluate"):
+        evaluate(Training(run_of()).step.student, [], device=CPU)
+
+
+# --- checkpoints ------------------------------------------------------------------------------
+
+
+def test_best_is_the_best_epoch_s_student_and_last_the_last_s(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = iter([0.2, 0.9, 0.9, 0.5])  # of two equals the first is the best
+
+    def scripted(*_: Any, **__: Any) -> Metrics:
+        return {"val/top1": next(script)}
+
+    monkeypatch.setattr(loop, "evaluate", scripted)
+    training = Training(run_of(epochs=4), kept=tmp_path)
+    progress = training.fit()
+    assert progress.best is not None
+    assert progress.best["epoch"] == 2
+    exactly(load_file(tmp_path / BEST), training.lasts[1])
+    exactly(load_file(tmp_path / LAST), training.lasts[3])
+    exactly(load_file(tmp_path / LAST), dict(training.step.student.net.state_dict()))
+    name = "block1.0.weight"
+    assert bool((training.lasts[1][name] != training.lasts[3][name]).any())
+
+
+def test_the_best_file_has_the_best_accuracy(tmp_path: Path) -> None:
+    training = Training(run_of(epochs=4), kept=tmp_path)
+    progress = training.fit()
+    load_weights(training.step.student.net, tmp_path / BEST)
+    metrics = evaluate(training.step.student, training.reader.validation(), device=CPU)
+    assert progress.best is not None
+    for name, value in metrics.items():
+        assert value == pytest.approx(progress.best[name], rel=1e-6)
+
+
+def test_a_checkpoint_is_three_files_that_the_receiver_may_move(tmp_path: Path) -> None:
+    training = Training(run_of(epochs=2), kept=tmp_path / "runs" / "toy")
+    training.fit()
+    names = sorted(path.name for path in (tmp_path / "runs" / "toy").iterdir())
+    assert names == sorted([STATE, BEST, LAST])
+
+
+def test_keep_replaces_files_at_once_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    new, target = tmp_path / "new", tmp_path / "runs" / "toy"
+    target.mkdir(parents=True)
+    for name in (BEST, STATE, "notes.txt"):
+        (target / name).write_text("old")
+    new.mkdir()
+    for name in (BEST, LAST, STATE):
+        (new / name).write_text(f"new {name}")
+    with (target / BEST).open() as reader:
+        keep(new, target)
+        assert reader.read() == "old"  # a file once opened stays whole
+    assert list(new.iterdir()) == []
+    held = {path.name: path.read_text() for path in target.iterdir()}
+    assert held == {**{name: f"new {name}" for name in (BEST, LAST, STATE)}, "notes.txt": "old"}
+
+
+# --- resuming ---------------------------------------------------------------------------------
+
+DROPPING = {"name": "timm/test_resnet", "params": {"drop_rate": 0.5}}
+STEPS = {"name": "adamw", "lr": 0.01, "schedule": {"name": "steps", "epochs": [1, 2]}}
+
+
+@pytest.mark.parametrize(
+    ("epochs_before", "changes"),
+    [
+        (1, {}),
+        (2, {}),
+        (1, TAUGHT),  # whose projector and its momentum must be remembered, too
+        (2, {**TAUGHT, "optimizer": STEPS}),
+        (1, {"optimizer": {"lr": 0.01, "nesterov": True}, "precision": "bf16"}),
+        (1, {"student": DROPPING, "data": {**BASE["data"], "limit": 60}}),  # dropout draws numbers
+    ],
+)
+def test_a_run_that_breaks_off_goes_on_as_if_nothing_had_happened(
+    tmp_path: Path, epochs_before: int, changes: dict[str, Any]
+) -> None:
+    run = run_of(**changes)
+    live = {} if run.teacher is None else {"teacher": teacher_of(run)}
+    undisturbed = Training(run, kept=tmp_path / "undisturbed")
+    expected = undisturbed.fit(**live)
+
+    broken = Training(run, kept=tmp_path / "broken", stop_after=epochs_before)
+    with pytest.raises(KeyboardInterrupt):
+        broken.fit(**live)
+    torch.manual_seed(12345)  # as in another process
+    resumed = Training(run, kept=tmp_path / "broken")
+    progress = resumed.fit(resume=tmp_path / "broken", **live)
+
+    exactly(resumed.weights, undisturbed.weights)
+    for name in (BEST, LAST):
+        files = [load_file(tmp_path / folder / name) for folder in ("broken", "undisturbed")]
+        exactly(*files)
+
+    def timeless(history: list[Metrics]) -> list[Metrics]:
+        return [{**metrics, "seconds": 0.0} for metrics in history]
+
+    assert timeless(progress.history) == timeless(expected.history)
+    assert timeless(resumed.told) == timeless(expected.history)
+    assert progress.best is not None
+    assert expected.best is not None
+    assert timeless([progress.best]) == timeless([expected.best])
+    assert len(resumed.lasts) == run.epochs - epochs_before
+
+
+def test_a_finished_run_is_told_again_and_not_trained(tmp_path: Path) -> None:
+    done = Training(run_of(epochs=2), kept=tmp_path)
+    progress = done.fit()
+    again = Training(run_of(epochs=2))
+    assert again.fit(resume=tmp_path) == progress
+    assert again.told == progress.history
+    assert again.lasts == []
+    exactly(again.weights, done.weights)
+
+
+# --- what must not happen ---------------------------------------------------------------------
+
+
+def test_a_live_teacher_does_not_change() -> None:
+    run = run_of(**TAUGHT)
+    teacher = teacher_of(run)
+    before = {name: held.clone() for name, held in teacher.state_dict().items()}
+    training = Training(run)
+    training.fit(teacher=teacher)
+    assert not any(module.training for module in teacher.modules())
+    exactly(dict(teacher.state_dict()), before)
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+    names = {id(parameter) for parameter in training.step.parameters()}
+    assert names.isdisjoint(id(parameter) for parameter in teacher.parameters())
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_stops_before_the_weights_change(bad: float) -> None:
+    run = run_of(teacher=TEACHER, losses={"ce": {}, "soft": {"loss": "kd"}})
+    rows = rows_of(run, teacher_of(run))
+    rows.logits[1, :, 3] = bad
+    training = Training(run, rows)
+    before = {name: held.clone() for name, held in training.step.named_parameters()}
+    with pytest.raises(FloatingPointError, match=r"the loss is nan \(ce = [\d.]+, soft = nan\)"):
+        training.fit()
+    exactly(dict(training.step.named_parameters()), before)
+    assert training.told == []
+
+
+def test_a_later_loss_that_is_not_finite_keeps_what_was_reported(tmp_path: Path) -> None:
+    run = run_of(teacher=TEACHER, losses={"ce": {}, "kd": {}})
+    rows = rows_of(run, teacher_of(run))
+    rows.logits[2] = np.nan  # the second epoch's view
+    training = Training(run, rows, kept=tmp_path)
+    with pytest.raises(FloatingPointError, match=r"lower optimizer\.lr"):
+        training.fit()
+    assert [metrics["epoch"] for metrics in training.told] == [1]
+    exactly(load_file(tmp_path / LAST), training.lasts[0])
+
+
+def test_fp16_needs_a_gpu() -> None:
+    with pytest.raises(ValueError, match="precision fp16 needs a GPU; bf16 and fp32 run anywhere"):
+        Training(run_of(precision="fp16")).fit()
+
+
+def test_bf16_trains_weights_that_stay_float32() -> None:
+    training = Training(run_of(precision="bf16", epochs=6, **TAUGHT))
+    history = training.fit(teacher=teacher_of(training.run)).history
+    assert history[-1]["val/top1"] > 0.5
+    assert {held.dtype for held in training.step.parameters()} == {torch.float32}
+    exact = Training(run_of(epochs=6, **TAUGHT))
+    first = exact.fit(teacher=teacher_of(exact.run)).history[0]
+    assert history[0]["train/loss"] != first["train/loss"]
+    assert history[0]["train/loss"] == pytest.approx(first["train/loss"], rel=0.05)
+
+
+def test_a_live_teacher_has_the_precision_of_the_run() -> None:
+    def first_kd(precision: str) -> float:
+        teacher = {**TEACHER, "precision": precision}
+        run = run_of(epochs=1, teacher=teacher, losses={"ce": {}, "kd": {}}, optimizer={"lr": 1e-3})
+        return Training(run).fit(teacher=teacher_of(run)).history[0]["train/kd"]
+
+    exact, half = first_kd("fp32"), first_kd("bf16")
+    assert half != exact
+    assert half == pytest.approx(exact, rel=0.02)
+
+
+def test_terms_of_weight_0_are_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def exploding(student: Tensor, teacher: Tensor, *, temperature: float = 4.0) -> Tensor:
+        raise AssertionError("computed")
+
+    monkeypatch.setitem(LOSSES, "kd", Logits(exploding))
+    off = Training(run_of(losses={"ce": {}, "soft": {"loss": "kd", "weight": 0}}))
+    history = off.fit().history
+    control = Training(run_of(losses={"ce": {}}))
+    control.fit()
+    assert "train/soft" not in history[0]
+    exactly(off.weights, control.weights)
+    on = run_of(teacher=TEACHER, losses={"ce": {}, "soft": {"loss": "kd", "weight": 0.1}})
+    with pytest.raises(AssertionError, match="computed"):
+        Training(on)
+
+
+# --- one step, wherever the teacher's outputs come from ---------------------------------------
+
+
+@pytest.mark.parametrize("key", LOSSES)
+def test_cached_rows_train_as_the_live_teacher_does(key: str) -> None:
+    layers = {"layers": {"block2": "block2", "embedding": "embedding"}}
+    losses = {"ce": {}, "it": {"loss": key, **(layers if LOSSES[key].default_layers else {})}}
+    # a small rate, or training itself would magnify the half precision of the rows
+    run = run_of(teacher=TEACHER, losses=losses, optimizer={"lr": 0.005})
+    teacher = teacher_of(run)
+    live, cached = Training(run), Training(run, rows_of(run, teacher))
+    expected, history = live.fit(teacher=teacher).history, cached.fit().history
+    for there, here in zip(expected, history, strict=True):
+        for name in ("train/loss", "train/it", "train/ce", "val/nll"):
+            assert here[name] == pytest.approx(there[name], rel=1e-2), name
+
+
+def test_the_teacher_s_layers_beyond_the_run_s_do_no_harm() -> None:
+    # one cache of the union of layers serves every trial of a sweep
+    run = run_of(teacher=TEACHER, losses={"ce": {}, "kd": {}}, epochs=1)
+    wide = run_of(**TAUGHT)
+    few, more = rows_of(run, teacher_of(run)), rows_of(wide, teacher_of(wide))
+    assert set(few.features) < set(more.features)
+    one, other = Training(run, few), Training(run, more)
+    one.fit()
+    other.fit()
+    exactly(one.weights, other.weights)

@@ -1,0 +1,271 @@
+"""Dotted paths into a run, and sweeps that cannot hold a trial that is no run."""
+
+from __future__ import annotations
+
+import re
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipelines.config import RunConfig, validated
+from pipelines.loading import load
+from pipelines.space import SweepConfig, changed, override
+
+TOY: dict[str, Any] = {
+    "name": "toy",
+    "student": {"name": "convnet", "params": {"width": 2}},
+    "teacher": {"name": "resnet8", "weights": "teacher.safetensors"},
+    "data": {"name": "digits"},
+    "epochs": 2,
+    "workers": 2,
+    "losses": {"ce": {}, "it": {"loss": "kd", "params": {"temperature": 2.0}}},
+}
+
+
+def run_of(**changes: Any) -> RunConfig:
+    return validated(RunConfig, {**deepcopy(TOY), **changes}, where="toy")
+
+
+def sweep_of(space: dict[str, Any], **search: Any) -> SweepConfig:
+    content = {"base": deepcopy(TOY), "space": space, "search": search}
+    return validated(SweepConfig, content, where="sweep")
+
+
+# --- override ---------------------------------------------------------------------------------
+
+KEYS = st.sampled_from(["a", "b", "c"])
+VALUES = st.one_of(st.none(), st.integers(0, 9), st.lists(st.integers(0, 9), max_size=2))
+CONTENTS = st.dictionaries(
+    KEYS,
+    st.recursive(
+        VALUES, lambda inner: st.dictionaries(KEYS, inner, min_size=1, max_size=3), max_leaves=12
+    ),
+)
+PATHS = st.lists(KEYS, min_size=1, max_size=4)
+
+
+def leaves(content: dict[str, Any], above: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
+    found: dict[tuple[str, ...], Any] = {}
+    for key, value in content.items():
+        inner = value if isinstance(value, dict) and value else None
+        found |= leaves(inner, (*above, key)) if inner else {(*above, key): value}
+    return found
+
+
+def at(content: Any, path: list[str]) -> Any:
+    for key in path:
+        content = content[key]
+    return content
+
+
+def meets_a_value(content: Any, path: list[str]) -> bool:
+    """Whether the path goes on below something that is there and is no mapping."""
+    for key in path[:-1]:
+        content = content.get(key)
+        if content is None:
+            return False
+        if not isinstance(content, dict):
+            return True
+    return False
+
+
+@settings(deadline=None)
+@given(content=CONTENTS, path=PATHS, value=VALUES)
+def test_override_sets_the_path_and_nothing_else(
+    content: dict[str, Any], path: list[str], value: Any
+) -> None:
+    dotted, before = ".".join(path), deepcopy(content)
+    if meets_a_value(content, path):
+        with pytest.raises(ValueError, match=rf"cannot set {re.escape(dotted)}: .*not a mapping"):
+            override(content, dotted, value)
+        return
+    result = override(content, dotted, value)
+    assert content == before
+    assert at(result, path) == value
+    on_the_way = {tuple(path[:depth]) for depth in range(1, len(path) + 1)}
+
+    def aside(of: dict[str, Any]) -> dict[tuple[str, ...], Any]:
+        return {
+            leaf: held
+            for leaf, held in leaves(of).items()
+            if leaf not in on_the_way and leaf[: len(path)] != tuple(path)
+        }
+
+    assert aside(result) == aside(content)
+
+
+@settings(deadline=None)
+@given(content=CONTENTS, value=st.lists(st.integers(), min_size=1))
+def test_override_shares_nothing_with_its_input(content: dict[str, Any], value: list[int]) -> None:
+    content["kept"], held, before = {"inner": [1]}, list(value), deepcopy(value)
+    result = override(content, "set.here", held)
+    result["kept"]["inner"].append(2)
+    held.append(0)
+    assert content["kept"] == {"inner": [1]}
+    assert result["set"]["here"] == before
+
+
+def test_changed_is_pure_and_validates() -> None:
+    run = run_of()
+    before = run.model_copy(deep=True)
+    other = changed(run, {"student.params.width": 5, "optimizer.lr": 0.2})
+    assert (other.student.params, other.optimizer.lr) == ({"width": 5}, 0.2)
+    assert run == before
+    with pytest.raises(ValueError, match=r"toy: optimizer\.lr: input should be greater than 0"):
+        changed(run, {"optimizer.lr": 0})
+
+
+# --- another loss under the same label --------------------------------------------------------
+
+
+def test_another_loss_keeps_the_params_that_it_knows() -> None:
+    term = changed(run_of(), {"losses.it.loss": "kd"}).losses["it"]
+    assert term.params == {"temperature": 2.0}
+    content = override({"params": {"temperature": 2.0, "label_smoothing": 0.1}}, "loss", "ce")
+    assert content == {"params": {"label_smoothing": 0.1}, "loss": "ce", "layers": {}}
+
+
+@pytest.mark.parametrize(
+    ("loss", "params"),
+    [("ce", {"label_smoothing": 0.0}), ("mse", {}), ("w2", {"normalise": "variance"})],
+)
+def test_another_loss_drops_the_params_that_it_does_not_know(
+    loss: str, params: dict[str, Any]
+) -> None:
+    assert changed(run_of(), {"losses.it.loss": loss}).losses["it"].params == params
+
+
+def test_another_loss_keeps_weight_and_layers_where_it_takes_layers() -> None:
+    layers = {"block1": "layer1"}
+    run = run_of(losses={"it": {"loss": "mse", "weight": 3, "layers": layers}})
+    w2 = changed(run, {"losses.it.loss": "w2"}).losses["it"]
+    assert (w2.loss, w2.weight, w2.layers) == ("w2", 3, layers)
+    kd = changed(run, {"losses.it.loss": "kd"}).losses["it"]
+    assert (kd.loss, kd.weight, kd.layers) == ("kd", 3, {})
+    back = changed(changed(run, {"losses.it.loss": "kd"}), {"losses.it.loss": "mse"})
+    assert back.losses["it"].layers == {"embedding": "embedding"}
+
+
+def test_params_of_the_new_loss_may_come_with_it() -> None:
+    change = {"losses.it.loss": "w2", "losses.it.params.normalise": "none"}
+    assert changed(run_of(), change).losses["it"].params == {"normalise": "none"}
+
+
+# --- sweeps -----------------------------------------------------------------------------------
+
+
+def test_a_sweep_of_runs_loads_with_its_defaults() -> None:
+    sweep = sweep_of({"seed": {"grid": [0, 1]}, "losses.it.loss": {"grid": ["kd", "w2"]}})
+    assert sweep.search.metric == "val/top1"
+    assert (sweep.search.mode, sweep.search.algorithm) == ("max", "grid")
+    assert sweep.space["seed"].probes == [0, 1]
+    assert sweep.base == run_of()
+
+
+@pytest.mark.parametrize(
+    ("path", "values", "named"),
+    [
+        ("epochs", {"grid": [1, 2, 0]}, "0 is no run: toy: epochs: input should be greater"),
+        ("epochs", {"choice": [1, "x"]}, "'x' is no run: toy: epochs: input should be a valid"),
+        ("optimizer.lr", {"uniform": [0, 1]}, "0.0 is no run: toy: optimizer.lr: input should"),
+        ("data.validation", {"uniform": [0.1, 1]}, "1.0 is no run: toy: data.validation: input"),
+        ("data.validation", {"loguniform": [0.1, 2]}, "2.0 is no run: toy: data.validation: "),
+        ("epochs", {"randint": [0, 9]}, "0 is no run: toy: epochs: input should be greater"),
+        ("batch_size", {"randint": [2, 4]}, "3 is no run: toy: batch_size 3 must be a multiple"),
+        ("losses.it.loss", {"choice": ["kd", "kdd"]}, "'kdd' is no run: toy: losses.it: unknown"),
+        ("losses.it.wieght", {"choice": [1]}, "1 is no run: toy: losses.it: unknown key"),
+        ("epochs.x", {"choice": [1]}, "1 is no run: cannot set epochs.x: epochs is 2"),
+        ("losses.it.params.temperature", {"choice": ["hot"]}, "'hot' is no run: toy: losses.it"),
+    ],
+)
+def test_a_value_that_is_no_run_is_refused_before_anything_starts(
+    path: str, values: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(ValueError, match=re.escape(f"sweep: space.{path}: value {named}")) as error:
+        sweep_of({"seed": {"choice": [0, 1]}, path: values}, algorithm="random")
+    assert type(error.value) is ValueError
+
+
+def test_the_high_end_of_randint_is_not_drawn() -> None:
+    sweep = sweep_of({"batch_size": {"randint": [2, 5]}}, algorithm="random")
+    assert sweep.space["batch_size"].probes == [2, 4]
+
+
+@pytest.mark.parametrize("path", ["name", "runs", "caches", "workers"])
+def test_what_is_the_same_for_all_trials_is_not_searched(path: str) -> None:
+    with pytest.raises(ValueError, match=rf"space\.{path}: .* are the same for all trials"):
+        sweep_of({path: {"grid": [1, 2]}})
+
+
+def test_a_continuous_range_of_a_whole_number_is_refused() -> None:
+    # both ends are whole, nearly every draw between them is not
+    with pytest.raises(ValueError, match=r"space\.batch_size"):
+        sweep_of({"batch_size": {"uniform": [16, 64]}}, algorithm="random")
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ({}, "expected one of grid, choice, uniform, loguniform, randint"),
+        (
+            {"grid": [1], "choice": [1]},
+            "expected one of grid, choice, uniform, loguniform, randint",
+        ),
+        ({"grid": []}, "grid: expected at least one value"),
+        ({"gird": [1]}, "unknown key 'gird'; did you mean 'grid'?"),
+        ({"uniform": [1, 0.1]}, "uniform: expected [low, high] with low < high, got (1.0, 0.1)"),
+        ({"randint": [3, 3]}, "randint: expected [low, high] with low < high, got (3, 3)"),
+    ],
+)
+def test_a_range_is_exactly_one_kind_of_values(values: dict[str, Any], named: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(f"sweep: space.epochs: {named}")):
+        sweep_of({"epochs": values}, algorithm="random")
+
+
+def test_a_logarithm_needs_a_positive_low_end() -> None:
+    with pytest.raises(ValueError, match=r"space\.optimizer\.lr\.loguniform\.0: .*, got 0"):
+        sweep_of({"optimizer.lr": {"loguniform": [0, 1]}}, algorithm="random")
+
+
+@pytest.mark.parametrize("kind", ["choice", "uniform", "loguniform", "randint"])
+def test_a_grid_refuses_ranges(kind: str) -> None:
+    message = r"space\.batch_size: algorithm grid takes `grid: \[\.\.\.\]` only"
+    with pytest.raises(ValueError, match=message):
+        sweep_of({"batch_size": {kind: [16, 64]}})
+
+
+@pytest.mark.parametrize(
+    ("search", "named"),
+    [
+        ({"algorithm": "bayes"}, "search.algorithm: input should be 'grid', 'random' or 'optuna'"),
+        ({"metrics": "val/top1"}, "search: unknown key 'metrics'; did you mean 'metric'?"),
+        ({"num_samples": 0}, "search.num_samples: input should be greater than 0, got 0"),
+        ({"num_samples": 2}, "search.num_samples: a grid runs each point once; add seeds to it"),
+    ],
+)
+def test_a_wrong_search_is_refused(search: dict[str, Any], named: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(f"sweep: {named}")):
+        sweep_of({}, **search)
+
+
+def test_a_change_goes_to_the_sweep_or_to_its_base(tmp_path: Path) -> None:
+    (tmp_path / "toy.yaml").write_text(yaml.safe_dump(TOY))
+    (tmp_path / "some.yaml").write_text("base: toy.yaml\nspace: {seed: {grid: [0, 1]}}")
+    changes = ["epochs=9", "name=mine", "search.seed=3", "base.batch_size=8"]
+    sweep = load(tmp_path / "some.yaml", [*changes, "losses.ce.weight=2"])
+    assert isinstance(sweep, SweepConfig)
+    assert (sweep.name, sweep.search.seed, sweep.base.name) == ("mine", 3, "toy")
+    assert (sweep.base.epochs, sweep.base.batch_size) == (9, 8)
+    assert sweep.base.losses["ce"].weight == 2
+
+
+def test_a_mistake_in_the_base_is_named(tmp_path: Path) -> None:
+    (tmp_path / "toy.yaml").write_text(yaml.safe_dump({**TOY, "epochs": 0}))
+    (tmp_path / "some.yaml").write_text("base: toy.yaml\nspace: {}")
+    with pytest.raises(ValueError, match=r"some\.yaml: base\.epochs: input should be greater"):
+        load(tmp_path / "some.yaml")

@@ -168,7 +168,9 @@ class LossConfig(Strict):
         if value.get("layers") and not LOSSES[loss].default_layers:
             raise ValueError(f"loss {loss!r} compares logits and takes no `layers`")
         params = _checked_params(loss, value.get("params", {}))
-        layers = value.get("layers") or dict(LOSSES[loss].default_layers)
+        layers = value.get("layers") or LOSSES[loss].default_layers
+        if isinstance(layers, Mapping):  # sorted: the file's order is not part of the identity
+            layers = dict(sorted(layers.items()))
         return {**value, "params": params, "layers": layers}
 
 

@@ -15,9 +15,9 @@ from pipelines.space import SweepConfig, override
 def load(path: Path, changes: Iterable[str] = ()) -> RunConfig | SweepConfig:
     """A run or sweep from YAML, with ``dotted.path=value`` changes applied to it.
 
-    Paths to other configurations (``base``, ``teacher.run``) are relative to the file; all other
-    paths are relative to the working directory. In a sweep, a change applies to the sweep if its
-    first key is one of the sweep's, and to its base run otherwise.
+    Paths to other configurations (``base``, ``teacher.run``) are relative to the file that names
+    them; those of changes and all other paths are relative to the working directory. In a sweep, a
+    change applies to the sweep if its first key is one of the sweep's, and to its base otherwise.
 
     Raises ValueError that names the file, the key, what was found and what was expected.
     """
@@ -28,6 +28,7 @@ def load(path: Path, changes: Iterable[str] = ()) -> RunConfig | SweepConfig:
             raise ValueError(f"--set expects dotted.path=value, got {change!r}")
         in_base = "base" in content and key.split(".")[0] not in SweepConfig.model_fields
         content = override(content, f"base.{key}" if in_base else key, _value(change, text))
+    content = _with_files(content, Path())
     if "base" in content:
         return validated(SweepConfig, content, where=str(path))
     return validated(RunConfig, content, where=str(path))
@@ -35,7 +36,7 @@ def load(path: Path, changes: Iterable[str] = ()) -> RunConfig | SweepConfig:
 
 def _value(change: str, text: str) -> Any:
     try:
-        return yaml.safe_load(text)
+        return yaml.load(text, _Unambiguous)
     except yaml.YAMLError as error:
         raise ValueError(f"--set {change}: the value is not YAML: {error}") from None
 
@@ -43,19 +44,39 @@ def _value(change: str, text: str) -> Any:
 def _read(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     if path.resolve() in above:
         raise ValueError(f"{path} names itself, by way of {' and '.join(map(str, above))}")
-    above = (*above, path.resolve())
     try:
-        content = yaml.safe_load(path.read_text())
-    except FileNotFoundError:
-        raise ValueError(f"no configuration at {path}") from None
+        content = yaml.load(path.read_text(), _Unambiguous)
+    except OSError as error:
+        raise ValueError(f"no configuration at {path}: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not YAML: {error}") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected a mapping of keys, got {type(content).__name__}")
     content.setdefault("name", path.stem)
-    if isinstance(content.get("base"), str):
-        content["base"] = _read(path.parent / content["base"], above)
-    teacher = content.get("teacher")
+    return _with_files(content, path.parent, (*above, path.resolve()))
+
+
+def _with_files(
+    content: dict[str, Any], folder: Path, above: tuple[Path, ...] = ()
+) -> dict[str, Any]:
+    """The content with the configurations that it names by path in their places."""
+    result = dict(content)
+    if isinstance(result.get("base"), str):
+        result["base"] = _read(folder / result["base"], above)
+    elif isinstance(result.get("base"), dict):
+        result["base"] = _with_files(result["base"], folder, above)
+    teacher = result.get("teacher")
     if isinstance(teacher, dict) and isinstance(teacher.get("run"), str):
-        content["teacher"] = {**teacher, "run": _read(path.parent / teacher["run"], above)}
-    return content
+        result["teacher"] = {**teacher, "run": _read(folder / teacher["run"], above)}
+    return result
+
+
+class _Unambiguous(yaml.SafeLoader):
+    """YAML that refuses a key given twice, of which the standard keeps the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.YAMLError(f"key {key!r} is given twice{node.start_mark}")
+        return super().construct_mapping(node, deep)

@@ -235,6 +235,7 @@ def _save(
 ) -> None:
     state = {name: part.state_dict() for name, part in parts.items()}
     state |= {"history": progress.history, "best": progress.best, "random": torch.get_rng_state()}
+    state["random_gpu"] = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     torch.save(state, folder / STATE)
     save_weights(step.student.net.state_dict(), folder / LAST)
     save_weights(best, folder / BEST)
@@ -249,4 +250,6 @@ def _resumed(
     for name, part in parts.items():
         part.load_state_dict(state[name])
     torch.set_rng_state(state["random"].cpu())
+    for number, random in enumerate(state["random_gpu"]):
+        torch.cuda.set_rng_state(random.cpu(), number)
     return Progress(state["history"], state["best"]), read_weights(folder / BEST)

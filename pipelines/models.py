@@ -75,7 +75,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # bytes that are no pickle make the unpickler raise anything
-        raise ValueError(f"weights {path} cannot be read as tensors only: {error}") from None
+        kind = type(error).__name__  # torch's own words advise to load code
+        raise ValueError(f"weights {path} cannot be read as tensors only ({kind})") from None
     state = state.get("state_dict", state) if isinstance(state, dict) else state
     named = isinstance(state, dict) and all(isinstance(name, str) for name in state)
     if not named or not state or not all(isinstance(held, Tensor) for held in state.values()):

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 os.environ.update(HF_HUB_OFFLINE="1", MLFLOW_DISABLE_TELEMETRY="true")
+torch.set_num_threads(1)  # toy networks: two threads spend their time on each other
 for name in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI"):
     os.environ.pop(name, None)
 

@@ -344,6 +344,26 @@ def test_other_configurations_are_found_beside_the_file_that_names_them(
     assert (sweep.base.teacher.run.name, sweep.base.teacher.run.epochs) == ("big", 7)
 
 
+def test_a_key_given_twice_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "twice.yaml"
+    path.write_text("epochs: 1\nlosses: {ce: {}, kd: {weight: 1}, kd: {weight: 2}}\n")
+    with pytest.raises(ValueError, match=r"twice\.yaml is not YAML: key 'kd' is given twice"):
+        load(path)
+
+
+def test_the_teacher_s_run_may_be_set_to_another_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = write(tmp_path / "toy.yaml", TOY)
+    write(tmp_path / "other.yaml", {**TOY, "epochs": 7})
+    run = load(path, ["teacher={run: other.yaml}"])
+    assert isinstance(run, RunConfig)
+    assert run.teacher is not None
+    assert run.teacher.run is not None
+    assert run.teacher.run.epochs == 7
+
+
 def test_a_configuration_that_names_itself_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "loop.yaml", {**TOY, "teacher": {"run": "loop.yaml"}})
     with pytest.raises(ValueError, match=r"loop\.yaml"):

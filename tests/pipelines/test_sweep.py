@@ -105,15 +105,15 @@ def test_optuna_and_asha_leave_whole_trials_to_be_ranked(workdir: Path, toy_run:
 
 
 @pytest.mark.usefixtures("local_ray")
-def test_trials_with_workers_of_their_own_run_beside_each_other(
+def test_a_trial_with_workers_of_its_own_does_not_hold_their_cpus(
     workdir: Path, toy_run: Path
 ) -> None:
-    config = swept(workdir, toy_run, space={"seed": {"grid": [0, 1]}})
+    config = swept(workdir, toy_run, space={"seed": {"grid": [1]}})
     config = config.model_copy(update={"base": changed(config.base, {"workers": 2, "epochs": 1})})
     outcome = run_sweep(config)
-    assert [len(row.values) for row in outcome.rows] == [2]
+    assert [len(row.values) for row in outcome.rows] == [1]
     _, trials = children(Tracker())
-    assert [trial.data.metrics["epoch"] for trial in trials] == [1, 1]
+    assert [trial.data.metrics["epoch"] for trial in trials] == [1]
 
 
 @pytest.mark.usefixtures("local_ray")

@@ -113,7 +113,9 @@ def test_more_workers_than_the_cluster_has_are_refused_at_once(run: RunConfig) -
 
 @pytest.mark.usefixtures("local_ray")
 def test_what_a_worker_cannot_do_is_said_in_one_line(run: RunConfig) -> None:
-    wild = changed(run, {"workers": 2, "optimizer.lr": 1e30, "epochs": 1})
+    wild = changed(
+        run, {"workers": 2, "optimizer.lr": 1e30, "epochs": 1, "student": {"name": "convnet"}}
+    )
     with pytest.raises(RuntimeError, match=r"^worker \d of 2: the loss is .* lower optimizer.lr"):
         train_on_workers(wild, inputs_of(run), no_word)
 

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import socket
 import subprocess
 import sys
+import time
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
@@ -183,3 +188,28 @@ def test_the_losses_are_listed_with_what_they_compare(kd: Kd) -> None:
     result = kd("losses")
     assert result.exit_code == 0
     assert "| `w2` | features | teacher | whole batch |" in result.stdout
+
+
+@pytest.mark.slow
+def test_the_ui_answers_on_this_machine(workdir: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "pipelines", "ui", "--port", str(port)]
+    with subprocess.Popen(command, cwd=workdir, start_new_session=True) as server:
+        try:
+            deadline = time.monotonic() + 120
+            while not (answer := health(port)):
+                assert time.monotonic() < deadline, "the UI did not answer in two minutes"
+                time.sleep(0.5)
+            assert answer == "OK"
+        finally:
+            os.killpg(server.pid, signal.SIGTERM)
+
+
+def health(port: int) -> str:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as answer:
+            return str(answer.read().decode())
+    except OSError:
+        return ""

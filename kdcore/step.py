@@ -52,7 +52,8 @@ class DistillStep(nn.Module):
     def _parts(self, student: Outputs, batch: Batch) -> dict[str, Tensor]:
         teacher = None if batch.teacher is None else _full_precision(batch.teacher)
         parts = {label: term(student, teacher, batch) for label, term in self.terms.items()}
-        parts.setdefault(CROSS_ENTROPY, cross_entropy(student.logits, batch.label))
+        if CROSS_ENTROPY not in parts:
+            parts[CROSS_ENTROPY] = cross_entropy(student.logits, batch.label)
         return parts
 
 

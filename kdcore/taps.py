@@ -54,6 +54,9 @@ class Tapped(nn.Module):
 
         def keep_output(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
             def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
+                if not isinstance(output, Tensor):
+                    kind = type(output).__name__
+                    raise ValueError(f"layer {name!r} gives a {kind}, not a tensor to compare")
                 features[name] = output.clone()  # the next module may work in place
 
             return hook

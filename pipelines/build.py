@@ -16,6 +16,7 @@ from pipelines.config import ModelConfig, RunConfig
 from pipelines.data import Reader
 from pipelines.models import build_network
 from pipelines.sources import Pictures, read_pictures
+from pipelines.views import normalised
 
 
 def checked(run: RunConfig) -> Pictures:
@@ -62,19 +63,25 @@ def build_step(run: RunConfig, pictures: Pictures) -> DistillStep:
     for label, config in sorted(run.active.items()):
         with _named(f"losses.{label}"):
             terms[label] = LOSSES[config.loss].build(config.params, config.layers, probe)
-            terms[label](probe.student, probe.batch.teacher, probe.batch)
+            value = terms[label](probe.student, probe.batch.teacher, probe.batch)
+            if not bool(torch.isfinite(value)):
+                raise ValueError(f"is {value.item()} for blank pictures; check its params")
     return DistillStep(student, terms, {label: run.active[label].weight for label in terms})
 
 
 def _probe(run: RunConfig, pictures: Pictures) -> Probe:
     """Two blank pictures through both networks, whose weights do not matter here."""
-    image = torch.zeros(2, *pictures.image.shape[1:])
+    blank = torch.zeros(2, *pictures.image.shape[1:], dtype=torch.uint8)
+    image = normalised(blank, mean=run.data.mean, std=run.data.std)
     batch = Batch(image, torch.zeros(2, dtype=torch.int64), torch.arange(2))
     if run.teacher is not None:
         model = run.teacher.network.model_copy(update={"weights": None})
-        batch = next(taught([batch], build_teacher(model, pictures, run.teacher_layers)))
-    with torch.no_grad():
-        return Probe(build_student(run, pictures).eval()(image), batch)
+        teacher = build_teacher(model, pictures, run.teacher_layers)
+        with _named("teacher"):
+            batch = next(taught([batch], teacher))
+    student = build_student(run, pictures).eval()
+    with torch.no_grad(), _named("student"):
+        return Probe(student(image), batch)
 
 
 def _network(model: ModelConfig, pictures: Pictures) -> torch.nn.Module:
@@ -87,5 +94,5 @@ def _network(model: ModelConfig, pictures: Pictures) -> torch.nn.Module:
 def _named(place: str) -> Iterator[None]:
     try:
         yield
-    except ValueError as error:
-        raise ValueError(f"{place}: {error}") from None
+    except (ValueError, TypeError, RuntimeError, AssertionError) as error:
+        raise ValueError(f"{place}: {error}") from error

@@ -44,14 +44,15 @@ def contents(run: RunConfig, pictures: Pictures, teacher: Tapped) -> dict[str, A
     """
     if run.teacher is None:
         raise ValueError(f"run {run.name!r} has no teacher, so there is nothing to cache")
-    data = plain(run.data)
+    data, network = plain(run.data), plain(run.teacher.network)
+    del network["weights"]  # the file's name; what is in it is digested
     return {
         "schema": SCHEMA_VERSION,
         "pictures": pictures.digest,
         "split": {key: data[key] for key in ("validation", "split_seed")},
         "views": {"version": VIEWS_VERSION, "seed": data["view_seed"], **data["augment"]},
         "normalisation": {key: data[key] for key in ("mean", "std")},
-        "teacher": {"network": run.teacher.network.name, "weights": weights_digest(teacher.net)},
+        "teacher": {**network, "digest": weights_digest(teacher.net)},
         "precision": run.teacher.precision,
         "layers": sorted({EMBEDDING, *teacher.layers}),
         "dtype": "float16",
@@ -74,6 +75,12 @@ def cache_folder(run: RunConfig, content: dict[str, Any]) -> Path:
                 f"cache {run.caches} is not of this run: {'; '.join(differing)}; point `caches` "
                 "at a folder of caches and run `kd cache`"
             )
+        held = _manifest(run.caches)
+        if held["layers"] != content["layers"] and not is_complete(run.caches, run.data.views):
+            raise ValueError(
+                f"cache {run.caches} lacks views and has the layers {held['layers']}, so this run "
+                "cannot add to it; point `caches` at a folder of caches and run `kd cache`"
+            )
         return run.caches
     for manifest in sorted(run.caches.glob(f"*/{MANIFEST}")):
         fits = not _differing(_manifest(manifest.parent), content)
@@ -95,6 +102,11 @@ def _differing(held: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
         if held.get(key) != wanted[key]
         and not (key == "layers" and set(wanted[key]) <= set(held.get(key, ())))
     ]
+
+
+def fingerprint_of(folder: Path) -> str:
+    """The fingerprint of the cache in a folder, which may hold more layers than were asked for."""
+    return fingerprint(_manifest(folder))
 
 
 def is_complete(folder: Path, views: int) -> bool:
@@ -129,13 +141,28 @@ def read_cache(folder: Path, *, views: int, layers: tuple[str, ...], count: int)
 
     Rows that a view does not hold (the validation split, in an augmented view) are NaN.
     """
-    tables = [pq.ParquetDataset(_view_folder(folder, view)).read() for view in range(views + 1)]
+    tables = [_read_view(_view_folder(folder, view)) for view in range(views + 1)]
 
     def column(name: str) -> np.ndarray:
         return np.stack([_by_row(table, name, count) for table in tables])
 
     held = {name: column(name) for name in ("logits", *layers)}
     return TeacherRows(held.pop("logits"), held)
+
+
+def _read_view(folder: Path) -> pa.Table:
+    """Every file that the view's marker lists, with all of its rows."""
+    tables = []
+    for name, listed in json.loads((folder / DONE).read_text()).items():
+        if not (folder / name).exists():
+            raise ValueError(f"cache file {folder / name} is gone; remove {folder} and cache again")
+        tables.append(pq.read_table(folder / name))
+        if tables[-1].num_rows != listed["rows"]:
+            raise ValueError(
+                f"cache file {folder / name} has {tables[-1].num_rows} rows instead of "
+                f"{listed['rows']}; remove {folder} and cache again"
+            )
+    return pa.concat_tables(tables)
 
 
 @dataclass(frozen=True)

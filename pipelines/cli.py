@@ -40,10 +40,15 @@ def _explained(command: Callable[..., None]) -> Callable[..., None]:
     def run(*args: Any, **options: Any) -> None:
         try:
             command(*args, **options)
-        except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
+        except (typer.Exit, typer.Abort):
+            raise
+        except Exception as error:
             if options.get("debug"):
                 raise
-            Console(stderr=True).print(f"error: {error}", style="red", markup=False, soft_wrap=True)
+            known = isinstance(error, ValueError | OSError | RuntimeError | FloatingPointError)
+            kind = "" if known else f"{type(error).__name__}: "  # Ray's own are of many kinds
+            words = f"error: {kind}{error}"
+            Console(stderr=True).print(words, style="red", markup=False, soft_wrap=True)
             raise typer.Exit(2) from None
 
     return run
@@ -118,15 +123,15 @@ def cache(
     from pipelines.tracking import Tracker
 
     loaded = _as_sweep(load(config, changes))
+    if loaded.base.teacher is None or loaded.base.teacher.source == "live":
+        raise ValueError("the teacher of this run is live, or there is none: nothing to cache")
     for run in neighbours(loaded):
         checked(run)
     with cluster(verbose=verbose), _Bars() as watch:
         inputs = shared_inputs(loaded, watch=watch, tracker=Tracker())
     for held in inputs.values():
-        if held.teacher_accuracy is None:
-            raise ValueError("the teacher of this run is live, or there is none: nothing to cache")
-        accuracy = f"{held.teacher_accuracy:.2%}"
-        console.print(f"cache {held.fingerprint}: teacher {accuracy} on the validation split")
+        accuracy = f"teacher {held.teacher_accuracy:.2%} on the validation split"
+        console.print(f"cache {held.fingerprint}: {accuracy}")
 
 
 @app.command()
@@ -206,6 +211,8 @@ def ui(
     """Open the MLflow UI on the store that runs are logged to."""
     from pipelines.tracking import store_uri
 
+    if store_uri().startswith("http"):
+        raise ValueError(f"runs are tracked on a server: open {store_uri()} in a browser")
     console.print(f"MLflow on {store_uri()}: open port {port} of this machine", soft_wrap=True)
     command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", store_uri()]
     raise typer.Exit(
@@ -230,12 +237,13 @@ def _as_sweep(loaded: RunConfig | SweepConfig) -> SweepConfig:
 
 def _print_ranking(config: SweepConfig, outcome: Outcome) -> None:
     metric = config.search.metric
-    control = next((row.mean for row in outcome.rows if row.is_control), None)
-    table = Table(title=f"{config.name}: {metric}, mean and standard deviation over seeds")
+    controls = {row.setting: row.mean for row in outcome.rows if row.is_control}
+    table = Table(title=f"{config.name}: {metric} of the best epoch, mean and sd over seeds")
     for column in ("", "configuration", "mean", "sd", "seeds", "- control"):
         table.add_column(column, justify="left" if column == "configuration" else "right")
     for place, row in enumerate(outcome.rows, start=1):
-        gap = "" if row.is_control or control is None else f"{row.mean - control:+.4f}"
+        control = None if row.is_control else controls.get(row.setting)
+        gap = "" if control is None else f"{row.mean - control:+.4f}"
         spread = "" if math.isnan(row.deviation) else f"{row.deviation:.4f}"
         numbers = (f"{row.mean:.4f}", spread, str(len(row.values)), gap)
         table.add_row(str(place), row.label, *numbers)

@@ -68,9 +68,8 @@ def num_cores() -> int:
 def workers_at_once() -> int:
     """How many one-core workers the cluster runs side by side: one per GPU, else one per core."""
     resources = ray.cluster_resources()
-    if resources.get("GPU"):
-        return max(1, math.floor(resources["GPU"]))
-    return max(1, math.floor(resources.get("CPU", 1)) - SPARE_CPUS)
+    cpus = math.floor(resources.get("CPU", 1)) - SPARE_CPUS
+    return max(1, min(cpus, math.floor(resources.get("GPU", cpus))))
 
 
 def worker_resources() -> dict[str, float]:

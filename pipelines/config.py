@@ -82,7 +82,7 @@ class TeacherConfig(Strict):
         given = {"name", "weights", "params", "stem"} & self.model_fields_set
         named = self.name is not None and self.weights is not None
         own = any(getattr(self, key) != type(self).model_fields[key].default for key in given)
-        if not named if self.run is None else own:
+        if (self.run is None and not named) or (self.run is not None and own):
             raise ValueError(
                 "a teacher is either `name: NETWORK` with `weights: FILE`, or `run: RUN.yaml`, "
                 "whose best student it is"
@@ -122,6 +122,12 @@ class DataConfig(Strict):
     mean: tuple[float, ...] = (0.5,)
     std: tuple[PositiveFloat, ...] = (0.25,)
 
+    @model_validator(mode="after")
+    def _augments_views(self) -> DataConfig:
+        if self.augment != AugmentConfig() and self.views == 0:
+            raise ValueError("augment changes views, and there are none: give data.views")
+        return self
+
 
 class CosineConfig(Strict):
     """Learning rate down a half cosine to ``floor`` times its start, over the run."""
@@ -147,6 +153,12 @@ class OptimizerConfig(Strict):
     nesterov: bool = False  # sgd
     weight_decay: NonNegativeFloat = 5e-4
     schedule: Annotated[CosineConfig | StepsConfig, Field(discriminator="name")] = CosineConfig()
+
+    @model_validator(mode="after")
+    def _nesterov_has_momentum(self) -> OptimizerConfig:
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov needs a momentum above 0")
+        return self
 
 
 class LossConfig(Strict):
@@ -230,10 +242,24 @@ class RunConfig(Strict):
                 f"batch_size {self.batch_size} must be a multiple of workers {self.workers}: every "
                 "worker gets as many rows as every other"
             )
+        if not any(term.weight > 0 for term in self.losses.values()):
+            raise ValueError("losses: expected one with a weight above 0, else nothing is trained")
+        if self.teacher is not None and self.teacher.run is not None:
+            self._sees_what_its_teacher_saw(self.teacher.run.data)
         lacking = [label for label, term in self.active.items() if LOSSES[term.loss].needs_teacher]
         if lacking and self.teacher is None:
             raise ValueError(f"losses.{lacking[0]} needs a teacher and the run has none")
         return self
+
+    def _sees_what_its_teacher_saw(self, theirs: DataConfig) -> None:
+        """Else the teacher meets pictures it was not made for, or was trained on our validation."""
+        keys = ("name", "root", "size", "limit", "validation", "split_seed", "mean", "std")
+        for key in keys:
+            if getattr(self.data, key) != getattr(theirs, key):
+                raise ValueError(
+                    f"data.{key} is {getattr(self.data, key)!r} and the teacher's run has "
+                    f"{getattr(theirs, key)!r}; they must be the same (teacher.run.data.{key})"
+                )
 
     @property
     def active(self) -> Mapping[str, LossConfig]:
@@ -256,12 +282,13 @@ class RunConfig(Strict):
 
     @property
     def identity(self) -> str:
-        """Twelve hex digits of everything that decides the numbers, and nothing else.
+        """Twelve hex digits of every value that decides the numbers, weights files by content.
 
-        A term of weight 0 is left out, and a teacher that no term listens to with it: the control
-        of every sweep is one run.
+        A teacher's term of weight 0 is left out, and a teacher that no term listens to with it: the
+        control of every sweep is one run. A dataset counts by its name and root, not its content.
         """
         content = self.model_dump(mode="json", exclude={"name", "runs", "caches"})
+        del content["data"]["download"]
         content["student"]["weights"] = _file_digest(self.student.weights)
         content["losses"] = {label: content["losses"][label] for label in self.active}
         if not any(LOSSES[term.loss].needs_teacher for term in self.active.values()):

@@ -54,7 +54,7 @@ def prepared(
         pictures,
         network,
         rows=rows,
-        fingerprint=cache.fingerprint(content),
+        fingerprint=cache.fingerprint_of(folder),
         teacher_accuracy=_accuracy(run, pictures, rows),
     )
 
@@ -97,7 +97,7 @@ def start_tracking(
 
 def follower(run: RunConfig, tracked: TrackedRun, watch: Watch) -> OnEpoch:
     """Logs every epoch once, though a resumed run may tell of one again."""
-    seen = 0
+    seen = tracked.last_epoch
 
     def follow(metrics: Metrics) -> None:
         nonlocal seen
@@ -121,8 +121,8 @@ def log_student(tracked: TrackedRun, run: RunConfig, result: Finished, pictures:
 
 def tested(run: RunConfig, model: ModelConfig) -> Metrics:
     """A network's metrics on the test split, which nothing else looks at."""
+    net = build_teacher(model, read_pictures(run.data, "train"), ())  # which has every class
     pictures = read_pictures(run.data, "test")
-    net = build_teacher(model, pictures, ())
     device = pick_device()
     return evaluate(net.to(device), whole(run, pictures), device=device, prefix="test")
 

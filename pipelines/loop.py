@@ -90,13 +90,12 @@ def fit(
             batches = taught(batches, teacher, precision=teacher_precision(run))
         metrics = _train_epoch(module.train(), batches, optimizer, scaler, run.precision)
         schedule.step()
+        _share_buffers(step.student)
         metrics |= evaluate(step.student, reader.validation(), device=device)
         metrics |= {"lr": learning_rate, "seconds": time.perf_counter() - started}
         metrics["epoch"] = epoch + 1
         if progress.add(metrics):
-            best = {
-                name: held.cpu().clone() for name, held in step.student.net.state_dict().items()
-            }
+            best = _copied(step.student.net)
         if reader.rank > 0:
             report(metrics, None)
             continue
@@ -146,6 +145,13 @@ def keep(folder: Path, target: Path) -> None:
 
 def pick_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _share_buffers(student: nn.Module) -> None:
+    """Rank 0's BatchNorm statistics for all: what is evaluated is the network that is saved."""
+    if dist.is_initialized():
+        for buffer in student.buffers():
+            dist.broadcast(buffer, 0)
 
 
 def _train_epoch(

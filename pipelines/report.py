@@ -18,17 +18,16 @@ from pipelines.space import changed
 
 @dataclass(frozen=True)
 class Trial:
-    """One run of a sweep: what was changed for it, and the last metrics that it reported."""
+    """One run of a sweep: what was changed for it, and what its best epoch measured.
+
+    Of a run that did not reach its end, ``metrics`` are the last that it reported.
+    """
 
     run: RunConfig
     changes: Mapping[str, Any]
     metrics: Mapping[str, float]
+    is_whole: bool  # trained to its end: neither failed nor stopped by the scheduler
     error: str = ""
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether it was trained to its end: neither failed nor stopped by the scheduler."""
-        return not self.error and self.metrics.get("epoch") == self.run.epochs
 
 
 @dataclass
@@ -37,6 +36,7 @@ class Row:
 
     label: str
     is_control: bool
+    setting: str  # what was changed beside the losses and the seed
     trials: list[Trial] = field(default_factory=list)
     values: list[float] = field(default_factory=list)
 
@@ -62,7 +62,9 @@ def ranked(trials: Iterable[Trial], *, metric: str, mode: str) -> list[Row]:
         if metric not in trial.metrics:
             raise ValueError(unknown_name("metric", metric, trial.metrics))
         key = changed(trial.run, {"seed": 0}).identity
-        row = rows.setdefault(key, Row(_label(trial), is_control(trial.run)))
+        row = rows.setdefault(key, Row(_label(trial), is_control(trial.run), _setting(trial)))
+        if trial.run.identity in {other.run.identity for other in row.trials}:
+            continue  # the same run drawn again is no further seed
         row.trials.append(trial)
         row.values.append(trial.metrics[metric])
     return sorted(rows.values(), key=lambda row: row.mean, reverse=mode == "max")
@@ -104,10 +106,20 @@ def is_control(run: RunConfig) -> bool:
 
 def _label(trial: Trial) -> str:
     if is_control(trial.run):
-        return "no distillation (control)"
-    shown = {path: value for path, value in trial.changes.items() if path != "seed"}
-    words = [f"{_short(path, shown)}={_rounded(value)}" for path, value in sorted(shown.items())]
-    return " ".join(words) or "base"
+        return f"no distillation (control) {_setting(trial)}".strip()
+    return (
+        _words({path: value for path, value in trial.changes.items() if path != "seed"}) or "base"
+    )
+
+
+def _setting(trial: Trial) -> str:
+    changes = trial.changes.items()
+    return _words({p: v for p, v in changes if p != "seed" and not p.startswith("losses.")})
+
+
+def _words(changes: Mapping[str, Any]) -> str:
+    words = [f"{_short(path, changes)}={_rounded(changes[path])}" for path in sorted(changes)]
+    return " ".join(words)
 
 
 def _rounded(value: Any) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from typing import Any, Literal
 
@@ -18,7 +19,7 @@ _FIXED = ("name", "runs", "caches", "workers")
 class SearchConfig(Strict):
     """How a space is searched, and what for."""
 
-    metric: str = "val/top1"
+    metric: Literal["val/top1", "val/nll", "val/calibration_error"] = "val/top1"
     mode: Literal["max", "min"] = "max"
     algorithm: Literal["grid", "random", "optuna"] = "grid"
     num_samples: PositiveInt = 1  # random and optuna
@@ -77,6 +78,8 @@ class SweepConfig(Strict):
         fixed = [path for path in self.space if path.split(".")[0] in _FIXED]
         if fixed:
             raise ValueError(f"space.{fixed[0]}: {', '.join(_FIXED)} are the same for all trials")
+        if self.search.scheduler == "asha" and "epochs" in self.space:
+            raise ValueError("space.epochs: asha compares trials of the same number of epochs")
         if self.search.algorithm == "grid" and self.search.num_samples != 1:
             raise ValueError("search.num_samples: a grid runs each point once; add seeds to it")
         if self.search.algorithm == "grid":
@@ -93,10 +96,14 @@ class SweepConfig(Strict):
 
 
 def neighbours(config: SweepConfig) -> list[RunConfig]:
-    """The base, and the base with one listed value or end point at a time where shapes may change.
+    """Runs whose networks and losses stand for all trials': what fits them fits the sweep.
 
-    What fits all of these fits every trial of one change.
+    Of a grid every point, seeds apart; else the base, with one listed value or end point at a time.
     """
+    if config.search.algorithm == "grid":
+        space = {path: values for path, values in config.space.items() if path != "seed"}
+        points = distinct(config.base, grid_points(space))
+        return [changed(config.base, point) for point in points]
     return [
         config.base,
         *(
@@ -108,11 +115,28 @@ def neighbours(config: SweepConfig) -> list[RunConfig]:
     ]
 
 
+def grid_points(space: Mapping[str, Range]) -> list[dict[str, Any]]:
+    """Every combination of the listed values, as changes by dotted path."""
+    values = [space[path].probes for path in space]
+    return [dict(zip(space, point, strict=True)) for point in itertools.product(*values)]
+
+
+def distinct(base: RunConfig, points: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The points that make different runs: a weight of 0 makes one control of all losses."""
+    seen: dict[str, dict[str, Any]] = {}
+    for point in points:
+        seen.setdefault(changed(base, point).identity, dict(point))
+    return list(seen.values())
+
+
 def changed(run: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
-    """The run with the values at some dotted paths replaced, validated again."""
+    """The run with the values at some dotted paths replaced, validated again.
+
+    Losses are set before their parameters, whatever the order.
+    """
     content = plain(run)
-    for path, value in changes.items():
-        content = override(content, path, value)
+    for path in sorted(changes, key=lambda path: not path.endswith(".loss")):
+        content = override(content, path, changes[path])
     return validated(RunConfig, content, where=run.name)
 
 

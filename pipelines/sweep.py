@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,10 @@ from pipelines.cluster import cluster
 from pipelines.config import RunConfig, digest, plain
 from pipelines.loop import Metrics
 from pipelines.report import Row, Trial, best_trial, ranked
-from pipelines.space import Range, SweepConfig, changed, neighbours
+from pipelines.space import Range, SweepConfig, changed, grid_points, neighbours
 from pipelines.tracking import Tracker
 from pipelines.train import RESULT, Finished, Inputs, finished
-from pipelines.trials import grid_points, inputs_key, run_trials
+from pipelines.trials import inputs_key, run_trials
 
 OUTCOME = "ranking.json"
 
@@ -43,11 +44,13 @@ def sweep(config: SweepConfig, *, watch: jobs.Watch, tracker: Tracker, verbose: 
     early = config.search.scheduler != "none"
     with cluster(verbose=verbose, dashboard=nested and early):
         inputs = shared_inputs(config, watch=watch, tracker=tracker)
-        first = next(iter(inputs.values()))
-        with tracker.start(config.name, params=plain(config), tags=_tags(first)) as parent:
+        tags = {"kd.kind": "sweep", "kd.cache": " ".join(i.fingerprint for i in inputs.values())}
+        name = sweep_folder(config).name
+        with tracker.start(name, params=plain(config), tags=tags) as parent:
             trials = run_trials(config, inputs, watch=watch, tracker=tracker, parent=parent)
-            outcome = _judged(config, trials, first)
-            jobs.log_student(parent, outcome.best.run, outcome.student, first.pictures)
+            outcome = _judged(config, trials, inputs)
+            pictures = inputs[inputs_key(outcome.best.run)].pictures
+            jobs.log_student(parent, outcome.best.run, outcome.student, pictures)
             parent.log(outcome.test, epoch=0)
             parent.log_artifact(outcome.folder / OUTCOME)
     return outcome
@@ -90,7 +93,7 @@ def _shared_space(config: SweepConfig) -> dict[str, Range]:
     return shared
 
 
-def _judged(config: SweepConfig, trials: list[Trial], inputs: Inputs) -> Outcome:
+def _judged(config: SweepConfig, trials: list[Trial], inputs: Mapping[str, Inputs]) -> Outcome:
     search = config.search
     rows = ranked(trials, metric=search.metric, mode=search.mode)
     failed = [trial for trial in trials if trial.error]
@@ -106,7 +109,7 @@ def _judged(config: SweepConfig, trials: list[Trial], inputs: Inputs) -> Outcome
         rows,
         failed,
         stopped,
-        teacher=_teacher_metrics(config.base, inputs),
+        teacher=_teacher_metrics(best.run, inputs[inputs_key(best.run)]),
         best=best,
         student=student,
         test=jobs.tested(best.run, jobs.student_network(best.run, student)),
@@ -145,7 +148,3 @@ def _summary(outcome: Outcome) -> dict[str, Any]:
         "best": {"weights": str(outcome.student.weights), "changes": outcome.best.changes},
         "test": outcome.test,
     }
-
-
-def _tags(inputs: Inputs) -> dict[str, str]:
-    return {"kd.cache": inputs.fingerprint, "kd.kind": "sweep"}

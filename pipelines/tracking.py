@@ -19,6 +19,7 @@ import mlflow
 import numpy as np
 import torch
 from mlflow.entities import Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
 from mlflow.models import infer_signature
 from mlflow.tracking import MlflowClient
 
@@ -35,6 +36,7 @@ class TrackedRun:
 
     client: MlflowClient
     run_id: str
+    last_epoch: int = 0  # already logged, where an earlier call was broken off
 
     def log(self, metrics: Mapping[str, float], *, epoch: int) -> None:
         now = int(time.time() * 1000)
@@ -54,7 +56,10 @@ class TrackedRun:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
-        self.end("FINISHED" if kind is None else "FAILED")
+        if kind is None:
+            self.end("FINISHED")
+        else:
+            self.end("KILLED" if issubclass(kind, KeyboardInterrupt) else "FAILED")
 
     def log_artifact(self, path: Path) -> None:
         self.client.log_artifact(self.run_id, str(path))
@@ -83,9 +88,12 @@ class Tracker:
 
     def __init__(self, uri: str | None = None) -> None:
         self.uri = uri or store_uri()
-        with _quiet():
-            self.client = MlflowClient(self.uri)
-            self.experiment_id = self._experiment()
+        try:
+            with _quiet():
+                self.client = MlflowClient(self.uri)
+                self.experiment_id = self._experiment()
+        except MlflowException as error:
+            raise ValueError(f"MLflow cannot use the store {self.uri}: {error}") from None
 
     def _experiment(self) -> str:
         found = self.client.get_experiment_by_name(EXPERIMENT)
@@ -103,10 +111,26 @@ class Tracker:
         tags: Mapping[str, str],
         parent: TrackedRun | None = None,
     ) -> TrackedRun:
-        """A new run, under ``parent`` if that is given, with nested parameters by dotted path."""
-        nested = {"mlflow.parentRunId": parent.run_id} if parent else {}
+        """The run of this name under ``parent``, or a new one with parameters by dotted path.
+
+        Names carry the digest of what is run, so that the same is logged once, however often it is
+        called for or taken up again.
+        """
+        above = parent.run_id if parent else ""
+        found = self.client.search_runs(
+            [self.experiment_id],
+            f"tags.`mlflow.runName` = '{name}' and tags.`kd.parent` = '{above}'",
+            max_results=1,
+        )
+        if found:
+            self.client.update_run(found[0].info.run_id, status="RUNNING")
+            last = int(found[0].data.metrics.get("epoch", 0))
+            return TrackedRun(self.client, found[0].info.run_id, last)
+        nested = {"mlflow.parentRunId": above} if parent else {}
         created = self.client.create_run(
-            self.experiment_id, run_name=name, tags={**commit(), **nested, **tags}
+            self.experiment_id,
+            run_name=name,
+            tags={**commit(), **nested, "kd.parent": above, **tags},
         )
         run = TrackedRun(self.client, created.info.run_id)
         flat = [Param(path, str(value)[:6000]) for path, value in dotted(params)]

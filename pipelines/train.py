@@ -125,9 +125,10 @@ def train_with_callback(
             copied = Path(shutil.copytree(folder, run.folder / ".arriving", dirs_exist_ok=True))
         keep(copied, run.folder)
         copied.rmdir()
-        shutil.rmtree(run.folder / _RAY_FOLDER, ignore_errors=True)
         state = torch.load(run.folder / STATE, map_location="cpu", weights_only=True)
-        return _finish(run, Progress(state["history"], state["best"]))
+        result = _finish(run, Progress(state["history"], state["best"]))
+        shutil.rmtree(run.folder / _RAY_FOLDER, ignore_errors=True)
+        return result
 
 
 def _trainer(run: RunConfig, inputs: ray.ObjectRef, callback: UserCallback) -> TorchTrainer:
@@ -170,9 +171,14 @@ def _forwarded(on_epoch: OnEpoch) -> Iterator[_Forward]:
     """A callback that reports to this process, though it runs in Ray Train's controller."""
     queue = Queue(actor_options={"num_cpus": 0})
 
+    failures: list[BaseException] = []
+
     def listen() -> None:
         while (metrics := queue.get()) is not None:
-            on_epoch(metrics)
+            try:
+                on_epoch(metrics)
+            except BaseException as error:  # not to be lost in this thread
+                failures.append(error)
 
     listener = Thread(target=listen, daemon=True)
     listener.start()
@@ -182,6 +188,8 @@ def _forwarded(on_epoch: OnEpoch) -> Iterator[_Forward]:
         queue.put(None)
         listener.join()
         queue.shutdown()
+    if failures:
+        raise failures[0]
 
 
 class _Forward(UserCallback):

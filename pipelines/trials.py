@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,15 +14,16 @@ import torch
 from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import ASHAScheduler
+from ray.tune.search import BasicVariantGenerator, SearchAlgorithm, Searcher
 from ray.tune.search.optuna import OptunaSearch
 
 from pipelines import jobs
 from pipelines.cluster import num_cores, worker_resources, workers_at_once
 from pipelines.config import RunConfig, digest, plain
 from pipelines.report import Trial
-from pipelines.space import Range, SweepConfig, changed
+from pipelines.space import Range, SweepConfig, changed, distinct, grid_points
 from pipelines.tracking import TrackedRun, Tracker
-from pipelines.train import Inputs, OnEpoch, train_here, train_with_callback
+from pipelines.train import Inputs, OnEpoch, finished, train_here, train_with_callback
 
 
 def run_trials(
@@ -35,7 +35,9 @@ def run_trials(
     parent: TrackedRun,
 ) -> list[Trial]:
     """Run every trial of the sweep; ``inputs`` go once into the object store of each node."""
-    concurrent = config.search.max_concurrent or max(1, workers_at_once() // config.base.workers)
+    # trials that drive workers hold no CPU: more of them than fit would fight for their workers
+    fitting = max(1, workers_at_once() // config.base.workers)
+    concurrent = min(fitting, config.search.max_concurrent or fitting)
     base = config.base.model_copy(
         update={"runs": config.base.runs.absolute(), "caches": config.base.caches.absolute()}
     )
@@ -70,22 +72,11 @@ def run_trials(
             ),
         ).fit()
     finally:
+        follow.end_all()
         shutil.rmtree(folder, ignore_errors=True)
+    if len(results) < total:
+        raise RuntimeError(f"only {len(results)} of {total} trials were run; call the sweep again")
     return [_as_trial(config.base, result) for result in results]
-
-
-def grid_points(space: Mapping[str, Range]) -> list[dict[str, Any]]:
-    """Every combination of the listed values, as changes by dotted path."""
-    values = [space[path].probes for path in space]
-    return [dict(zip(space, point, strict=True)) for point in itertools.product(*values)]
-
-
-def distinct(base: RunConfig, points: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The points that make different runs: a weight of 0 makes one control of all losses."""
-    seen: dict[str, dict[str, Any]] = {}
-    for point in points:
-        seen.setdefault(changed(base, point).identity, dict(point))
-    return list(seen.values())
 
 
 def inputs_key(run: RunConfig) -> str:
@@ -138,9 +129,9 @@ def _domain(values: Range, algorithm: str) -> Any:
     ](*listed)
 
 
-def _searcher(config: SweepConfig) -> OptunaSearch | None:
+def _searcher(config: SweepConfig) -> Searcher | SearchAlgorithm:
     if config.search.algorithm != "optuna":
-        return None
+        return BasicVariantGenerator(random_state=config.search.seed)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     return OptunaSearch(
         metric=config.search.metric, mode=config.search.mode, seed=config.search.seed
@@ -161,8 +152,14 @@ def _trial_resources(config: SweepConfig) -> dict[str, float]:
 
 def _as_trial(base: RunConfig, result: tune.Result) -> Trial:
     changes = _changes(result.config or {})
-    error = "" if result.error is None else str(result.error).strip().splitlines()[-1]
-    return Trial(changed(base, changes), changes, _own_metrics(result.metrics or {}), error)
+    run = changed(base, changes)
+    if result.error is not None:
+        words = str(result.error).strip() or type(result.error).__name__
+        return Trial(run, changes, {}, is_whole=False, error=words.splitlines()[-1])
+    done = finished(run)
+    if done is not None:
+        return Trial(run, changes, done.best, is_whole=True)
+    return Trial(run, changes, _own_metrics(result.metrics or {}), is_whole=False)
 
 
 @dataclass
@@ -217,6 +214,12 @@ class _Follow(tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         self._end(trial, "FAILED")
+
+    def end_all(self) -> None:
+        """Close what a broken-off sweep leaves open."""
+        for trial_id, followed in self._followed.items():
+            if trial_id not in self._ended:
+                followed.tracked.end("KILLED")
 
     def _end(self, trial: Any, status: str) -> None:
         self._of(trial).tracked.end(status)

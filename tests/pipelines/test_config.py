@@ -85,7 +85,26 @@ def test_the_layers_are_those_of_the_losses_that_have_a_weight() -> None:
 
 
 def test_cross_entropy_is_active_at_any_weight() -> None:
-    assert list(run_of(losses={"ce": {"weight": 0}}).active) == ["ce"]
+    run = run_of(**TEACHER, losses={"ce": {"weight": 0}, "kd": {}})
+    assert list(run.active) == ["ce", "kd"]
+
+
+def test_a_run_that_trains_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="expected one with a weight above 0"):
+        run_of(losses={"ce": {"weight": 0}})
+
+
+def test_augmentation_without_views_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"data: augment changes views, and there are none"):
+        run_of(data={"name": "digits", "augment": {"flip": True}})
+
+
+@pytest.mark.parametrize("key", ["split_seed", "mean", "size"])
+def test_a_teacher_that_saw_other_pictures_is_refused(key: str) -> None:
+    other = {"split_seed": 4, "mean": [0.1], "size": 16}[key]
+    theirs = {**TOY, "data": {**TOY["data"], key: other}}
+    with pytest.raises(ValueError, match=rf"data\.{key} is .*\(teacher\.run\.data\.{key}\)"):
+        run_of(teacher={"run": theirs})
 
 
 def test_a_teacher_by_run_is_that_run_s_student() -> None:
@@ -377,7 +396,6 @@ def test_a_configuration_that_names_itself_is_refused(tmp_path: Path) -> None:
 OTHER_DATA = {
     "data.name": "cifar10",
     "data.root": "elsewhere",
-    "data.download": True,
     "data.size": 16,
     "data.limit": 100,
     "data.validation": 0.2,
@@ -428,11 +446,13 @@ OTHER_TEACHER = {
     "losses.mid.weight": 2,
     "losses.mid.layers.block1": "layer2",
 }
-NO_MATTER = {"name", "runs", "caches"}
+NO_MATTER = {"name", "runs", "caches", "data.download"}
+SHARED = ("name", "root", "size", "limit", "validation", "split_seed", "mean", "std")
 ONE_VALUE = {"losses.ce.loss"}  # what is called ce is cross-entropy
 
 TAUGHT: dict[str, Any] = {
     "teacher": {**TEACHER["teacher"], "params": {"width": 8}},
+    "data": {"name": "digits", "views": 2},
     "losses": {"ce": {}, "kd": {}, "mid": {"loss": "mse", "layers": {"block1": "layer1"}}},
 }
 
@@ -461,9 +481,11 @@ def test_every_leaf_changes_the_identity(change: str) -> None:
     assert other(run, change, (OTHER | OTHER_TEACHER)[change]).identity != run.identity
 
 
-@pytest.mark.parametrize("change", OTHER)
+# what the teacher's run must share with the run cannot be changed in one of them
+@pytest.mark.parametrize("change", OTHER.keys() - {f"data.{key}" for key in SHARED})
 def test_every_leaf_of_the_teacher_s_run_changes_the_identity(change: str) -> None:
-    run = run_of(teacher={"run": {**TOY, **TEACHER}}, losses={"kd": {}})
+    theirs = {**TOY, **TEACHER, "data": {**TOY["data"], "views": 2}}
+    run = run_of(teacher={"run": theirs}, losses={"kd": {}})
     below = " @ ".join(f"teacher.run.{path}" for path in change.split(" @ "))
     assert other(run, below, OTHER[change]).identity != run.identity
 
@@ -477,8 +499,9 @@ def test_every_leaf_of_the_steps_schedule_changes_the_identity(leaf: str, value:
 @pytest.mark.parametrize("leaf", sorted(NO_MATTER))
 def test_name_and_places_do_not_change_the_identity(leaf: str) -> None:
     run = run_of(teacher={"run": TOY}, losses={"kd": {}})
-    assert changed(run, {leaf: "other"}).identity == run.identity
-    assert changed(run, {f"teacher.run.{leaf}": "other"}).identity == run.identity
+    other = True if leaf == "data.download" else "other"
+    assert changed(run, {leaf: other}).identity == run.identity
+    assert changed(run, {f"teacher.run.{leaf}": other}).identity == run.identity
     assert len(run.identity) == 12
     assert run.folder == Path("runs") / f"run-{run.identity}"
 
@@ -557,12 +580,12 @@ RUNS = st.fixed_dictionaries(
         "losses": st.dictionaries(
             st.from_regex(r"[a-z]{3,8}", fullmatch=True).map(lambda word: f"on_{word}"),
             st.fixed_dictionaries(
-                {"loss": st.sampled_from(sorted(LOSSES)), "weight": st.floats(0, 1e9)}
+                {"loss": st.sampled_from(sorted(LOSSES)), "weight": st.floats(1e-9, 1e9)}
             ),
             min_size=1,
             max_size=3,
         ),
-        "teacher": st.sampled_from([TEACHER["teacher"], {"run": TOY, "source": "live"}]),
+        "teacher": st.sampled_from([TEACHER["teacher"], {"run": "the same", "source": "live"}]),
     }
 )
 
@@ -570,6 +593,11 @@ RUNS = st.fixed_dictionaries(
 @settings(deadline=None, max_examples=50)
 @given(changes=RUNS)
 def test_a_run_survives_yaml(changes: dict[str, Any]) -> None:
+    if "augment" in changes.get("data", {}):
+        changes = {**changes, "data": {"views": 1, **changes["data"]}}
+    if "run" in changes.get("teacher", {}):  # on the same data
+        theirs = {**TOY, "data": {**changes.get("data", TOY["data"]), "views": 0, "augment": {}}}
+        changes = {**changes, "teacher": {**changes["teacher"], "run": theirs}}
     run = run_of(**changes)
     text = yaml.safe_dump(plain(run))
     again = RunConfig.model_validate(yaml.safe_load(text))

@@ -115,7 +115,7 @@ def test_validation_rows_are_never_trained() -> None:
     ("views", "numbers"), [(3, [1, 2, 3, 1, 2, 3, 1]), (1, [1, 1, 1]), (0, [0, 0, 0])]
 )
 def test_every_epoch_shows_the_next_view(views: int, numbers: list[int]) -> None:
-    reader = reader_of(data={"views": views})
+    reader = reader_of(data={"views": views} if views else {"views": 0, "augment": {}})
     for epoch, number in enumerate(numbers):
         for batch in reader.train(epoch):
             pixels = torch.from_numpy(PICTURES.image[batch.index.numpy()])

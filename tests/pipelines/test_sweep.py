@@ -8,13 +8,13 @@ import pytest
 import yaml
 from mlflow.entities import Run
 
+from pipelines import sweep as sweeps
 from pipelines.config import RunConfig
 from pipelines.loading import load
 from pipelines.report import Trial, best_trial, ranked
-from pipelines.space import Range, SweepConfig, changed
+from pipelines.space import Range, SweepConfig, changed, distinct, grid_points
 from pipelines.sweep import Outcome, best_run, shared_inputs, sweep
 from pipelines.tracking import Tracker
-from pipelines.trials import distinct, grid_points
 
 GRID = {
     "losses.distill.loss": {"grid": ["kd", "mse", "w2"]},
@@ -33,6 +33,12 @@ def swept(folder: Path, toy_run: Path, **content: object) -> SweepConfig:
     loaded = load(path)
     assert isinstance(loaded, SweepConfig)
     return loaded
+
+
+def untaught(config: SweepConfig, **changes: object) -> SweepConfig:
+    """The sweep without teacher and cache, where these are not what is tested."""
+    base = changed(config.base, {"teacher": None, "losses": {"ce": {}}, **changes})
+    return config.model_copy(update={"base": base})
 
 
 def run_sweep(config: SweepConfig) -> Outcome:
@@ -59,6 +65,7 @@ def test_a_sweep_runs_once_per_configuration_and_is_all_in_mlflow(
     means = [row.mean for row in outcome.rows]
     assert means == sorted(means, reverse=True)
     assert outcome.best.metrics["val/top1"] == max(outcome.rows[0].values)
+    assert outcome.student.best["val/top1"] == max(outcome.rows[0].values)
     assert not outcome.failed
     assert {"val/top1", "test/top1"} <= outcome.teacher.keys()
 
@@ -76,6 +83,8 @@ def test_a_sweep_runs_once_per_configuration_and_is_all_in_mlflow(
 
     before = {path: path.stat().st_mtime_ns for path in Path("runs").glob("*/state.pt")}
     again = run_sweep(config)
+    assert len(children(Tracker())[1]) == 8, "a second call logged its trials again"
+    assert len(Tracker().client.search_runs([Tracker().experiment_id])) == 10
     assert before == {path: path.stat().st_mtime_ns for path in Path("runs").glob("*/state.pt")}
     assert [row.values for row in again.rows] == [row.values for row in outcome.rows]
     assert not list(Path("runs").glob(".tune-*"))
@@ -109,7 +118,7 @@ def test_a_trial_with_workers_of_its_own_does_not_hold_their_cpus(
     workdir: Path, toy_run: Path
 ) -> None:
     config = swept(workdir, toy_run, space={"seed": {"grid": [1]}})
-    config = config.model_copy(update={"base": changed(config.base, {"workers": 2, "epochs": 1})})
+    config = untaught(config, workers=2, epochs=1)
     outcome = run_sweep(config)
     assert [len(row.values) for row in outcome.rows] == [1]
     _, trials = children(Tracker())
@@ -120,7 +129,7 @@ def test_a_trial_with_workers_of_its_own_does_not_hold_their_cpus(
 def test_a_trial_that_fails_is_named_and_the_others_are_ranked(
     workdir: Path, toy_run: Path
 ) -> None:
-    config = swept(workdir, toy_run, space={"optimizer.lr": {"grid": [0.1, 1e30]}})
+    config = untaught(swept(workdir, toy_run, space={"optimizer.lr": {"grid": [0.1, 1e30]}}))
     outcome = run_sweep(config)
     assert len(outcome.rows) == 1
     assert [trial.changes for trial in outcome.failed] == [{"optimizer.lr": 1e30}]
@@ -169,7 +178,7 @@ def test_the_grid_is_every_combination_and_weight_zero_is_one_control(
 
 
 def trial(run: RunConfig, value: float, **changes: object) -> Trial:
-    return Trial(changed(run, changes), changes, {"val/top1": value, "epoch": run.epochs})
+    return Trial(changed(run, changes), changes, {"val/top1": value}, is_whole=True)
 
 
 def test_ranking_is_by_the_mean_over_seeds(toy_run: Path) -> None:
@@ -181,8 +190,9 @@ def test_ranking_is_by_the_mean_over_seeds(toy_run: Path) -> None:
         trial(run, 0.1, **{weight: 1.0, "seed": 1}),
         trial(run, 0.6, **{weight: 0.0, "seed": 0}),
         trial(run, 0.8, **{weight: 0.0, "seed": 1}),
-        Trial(run, {}, {"val/top1": 0.99, "epoch": 1}),  # stopped early
-        Trial(run, {}, {}, error="boom"),
+        trial(run, 0.8, **{weight: 0.0, "seed": 1}),  # the same again is no further seed
+        Trial(run, {}, {"val/top1": 0.99}, is_whole=False),
+        Trial(run, {}, {}, is_whole=False, error="boom"),
     ]
     rows = ranked(trials, metric="val/top1", mode="max")
     assert [row.label for row in rows] == ["no distillation (control)", "weight=1"]
@@ -200,3 +210,58 @@ def test_a_range_names_its_end_points() -> None:
     low, between, high = Range(uniform=(0.0, 1.0)).probes
     assert (low, high) == (0.0, 1.0)
     assert low < between < high
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_random_search_draws_the_same_again(workdir: Path, toy_run: Path) -> None:
+    config = swept(
+        workdir,
+        toy_run,
+        space={"optimizer.lr": {"loguniform": [0.01, 0.1]}},
+        search={"algorithm": "random", "num_samples": 2},
+    )
+    first, second = run_sweep(untaught(config)), run_sweep(untaught(config))
+    assert [row.label for row in first.rows] == [row.label for row in second.rows]
+    assert len(list(Path("runs").glob("toy-*"))) == 2
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_sweep_that_is_broken_off_goes_on_where_it_was(workdir: Path, toy_run: Path) -> None:
+    config = untaught(swept(workdir, toy_run, space={"seed": {"grid": [0, 1, 2]}}))
+
+    def break_off(stage: str, done: int, total: int, note: str) -> None:
+        if stage == "sweep":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        sweep(config, watch=break_off, tracker=Tracker(), verbose=False)
+    parent, trials = children(Tracker())
+    assert parent.info.status == "KILLED"
+    assert "RUNNING" not in {trial.info.status for trial in trials}
+    assert not list(Path("runs").glob("sweeps/*/ranking.json"))
+    outcome = run_sweep(config)
+    assert [len(row.values) for row in outcome.rows] == [3]
+    parent, trials = children(Tracker())
+    assert [run.info.status for run in (parent, *trials)] == ["FINISHED"] * 4
+
+
+@pytest.mark.parametrize(
+    ("workers", "scheduler", "asked"), [(2, "asha", True), (2, "none", False), (1, "asha", False)]
+)
+def test_the_dashboard_runs_where_only_it_frees_stopped_workers(
+    workdir: Path,
+    toy_run: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    workers: int,
+    scheduler: str,
+    asked: bool,
+) -> None:
+    def start(*, verbose: bool, dashboard: bool) -> None:
+        assert dashboard is asked
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sweeps, "cluster", start)
+    config = swept(workdir, toy_run, space={}, search={"scheduler": scheduler})
+    config = config.model_copy(update={"base": changed(config.base, {"workers": workers})})
+    with pytest.raises(KeyboardInterrupt):
+        run_sweep(config)

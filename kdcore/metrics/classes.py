@@ -51,19 +51,27 @@ def reduced(
 
     Raises ValueError for "mean_classes" without ``num_classes``.
     """
+    weights = class_weights(classes, values, reduction=reduction, num_classes=num_classes)
+    return weights @ torch.where(weights > 0, values, 0.0)
+
+
+def class_weights(
+    classes: Shared, like: Tensor, *, reduction: Reduction, num_classes: int | None
+) -> Float[Tensor, " c"]:
+    """What each class counts in ``reduced``, in a tensor's type; 0 where a sample lacks it."""
     here, there = classes.counts
-    present = (here > 0) & (there > 0)
-    kept = torch.where(present, values, 0.0)
+    present = there > 0
     if reduction == "frequency":
-        weight = torch.where(present, here, 0).to(values)
-        return (weight * kept).sum() / weight.sum().clamp(min=1)
+        counted = (here * present).to(like)
+        return counted / counted.sum().clamp(min=1)
+    counted = ((here > 0) & present).to(like)
     if reduction == "mean_present":
-        return kept.sum() / present.sum().clamp(min=1)
+        return counted / counted.sum().clamp(min=1)
     if reduction == "mean_classes":
         if num_classes is None:
             raise ValueError("reduction 'mean_classes' needs num_classes, the classes of the task")
-        return kept.sum() / num_classes
-    return kept.sum()
+        return counted / num_classes
+    return counted
 
 
 def class_sums(

@@ -9,9 +9,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from kdcore.checks import check_same_width
-from kdcore.metrics.classes import Reduction, reduced, shared_classes
+from kdcore.metrics.classes import Reduction, class_weights, shared_classes
 from kdcore.metrics.transport import (
     class_transport_plan,
+    cross_costs,
     squared_costs,
     transport_plan,
     transported,
@@ -49,14 +50,13 @@ def class_wasserstein(
     Source: Montesuma 2025 (KD2M), arXiv:2504.01757, the row CW2(E); its code sums and does not run.
     """
     check_same_width(student, teacher)
-    cost = squared_costs(student, teacher)
-    if power == 1:
-        cost = cost.sqrt()
+    squared = power == 2
+    cost = cross_costs(student, teacher) if squared else squared_costs(student, teacher).sqrt()
     plan = class_transport_plan(cost, student_label, teacher_label)
     classes = shared_classes(student_label, teacher_label)
-    costs = transported(plan, student, teacher, power=power)
-    values = costs.new_zeros(classes.num).index_add(0, classes.student[plan.row], costs)
-    return reduced(values, classes, reduction=reduction, num_classes=num_classes)
+    weights = class_weights(classes, student, reduction=reduction, num_classes=num_classes)
+    shares = plan.mass * weights[classes.student[plan.row]]
+    return transported(plan._replace(mass=shares), student, teacher, power=power)
 
 
 def label_costs(
@@ -115,5 +115,5 @@ def joint_wasserstein(
     cost = squared_costs(student, teacher)
     weight = cost.max() if beta == "max" else beta
     plan = transport_plan(cost + weight * label_cost.detach())
-    of_labels = plan.mass * weight * label_cost[plan.row, plan.column]
-    return (transported(plan, student, teacher) + of_labels).sum()
+    of_labels = plan.mass @ label_cost[plan.row, plan.column]
+    return transported(plan, student, teacher) + weight * of_labels

@@ -1,37 +1,124 @@
-"""Optimal transport between two samples, solved by POT."""
+"""Optimal transport between two samples: exact plans and the distances they give."""
 
 from __future__ import annotations
 
+from typing import Literal, NamedTuple
+
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from kdcore.checks import check_same_width
 
+# up to here scipy's assignment takes no longer than POT's network simplex
+LARGEST_ASSIGNMENT = 256
 
-def transport_plan(
-    cost: Float[Tensor, "n m"],
-) -> tuple[Int[Tensor, " s"], Int[Tensor, " s"], Float[Tensor, " s"]]:
-    """Rows, columns and masses of an exact plan between uniform weights.
+
+class Plan(NamedTuple):
+    """The entries of a plan that are not zero: at most n + m - 1 of n m.
+
+    ``one_each`` says that the rows are 0, 1, ..., n - 1, so that nothing has to be gathered.
+    """
+
+    row: Int[Tensor, " s"]
+    column: Int[Tensor, " s"]
+    mass: Float[Tensor, " s"]
+    one_each: bool = False
+
+
+def squared_costs(
+    student: Float[Tensor, "n d"], teacher: Float[Tensor, "m d"]
+) -> Float[Tensor, "n m"]:
+    """All squared distances by one matrix product, without gradient: to find a plan with.
+
+    Taken about the teacher's mean, where float32 distances of rows far from zero keep their digits.
+    """
+    with torch.no_grad():
+        centre = teacher.mean(dim=0)
+        here, there = student - centre, teacher - centre
+        norms = here.square().sum(dim=1)[:, None] + there.square().sum(dim=1)
+        return torch.addmm(norms, here, there.mT, alpha=-2).clamp_(min=0)
+
+
+def cross_costs(
+    student: Float[Tensor, "n d"], teacher: Float[Tensor, "m d"]
+) -> Float[Tensor, "n m"]:
+    r"""Squared distances up to what no plan can change, halved: to find a plan with.
+
+    .. math:: -\langle s_i - \bar s, t_j - \bar t \rangle = \tfrac12 \|s_i - t_j\|^2 + r_i + c_j
+
+    Plans between given margins cost the same in rows' and columns' constants.
+    """
+    with torch.no_grad():
+        return (student.mean(dim=0) - student) @ (teacher - teacher.mean(dim=0)).mT
+
+
+def transport_plan(cost: Float[Tensor, "n m"]) -> Plan:
+    """An exact plan between uniform weights.
 
     .. math:: \\min_{\\gamma \\ge 0} \\langle \\gamma, C \\rangle, \\quad
         \\gamma 1 = 1/n, \\quad \\gamma^\\top 1 = 1/m
 
-    At most n + m - 1 entries are not zero, and only these are returned. No gradient passes through
-    the plan; it is solved on the CPU in float64 and comes back to the cost's device and type.
+    No gradient passes through the plan; it is solved on the CPU in float64, as an assignment where
+    n = m <= 256 and by POT's network simplex elsewhere, and comes back to the cost's device and
+    type.
 
     Raises ValueError for a cost that is not finite, on which the solver would give NaN.
     """
-    # POT imports every array library that it finds, 1.5 s: paid by who transports, not at import
-    from ot import emd
+    return _solved(_on_cpu(cost), cost)
 
-    matrix = cost.detach().to("cpu", torch.float64).contiguous()
-    if not bool(torch.isfinite(matrix).all()):
-        raise ValueError("the cost between student and teacher is not finite: a feature overflowed")
-    plan = torch.from_numpy(emd([], [], matrix.numpy()))
-    row, column = plan.nonzero(as_tuple=True)
-    mass = plan[row, column].to(cost)
-    return row.to(cost.device), column.to(cost.device), mass
+
+def class_transport_plan(
+    cost: Float[Tensor, "n m"],
+    student_label: Int[Tensor, " n"],
+    teacher_label: Int[Tensor, " m"],
+) -> Plan:
+    """The exact plans of all classes that both samples have, each of total mass 1, as one.
+
+    One assignment with all other pairs forbidden where every class is as frequent in both samples,
+    as with one minibatch through two networks; POT class by class elsewhere.
+
+    Raises ValueError for a cost that is not finite.
+    """
+    matrix = _on_cpu(cost)
+    here = student_label.cpu()
+    there = here if teacher_label is student_label else teacher_label.cpu()
+    allowed = here[:, None] == there
+    if _as_frequent(here, there) and len(here) <= LARGEST_ASSIGNMENT:
+        plan = _assignment(matrix.masked_fill(~allowed, torch.inf), cost)
+        share = allowed.sum(dim=1).to(cost).reciprocal()
+        return plan._replace(mass=share)
+    parts = [
+        _solved_block(matrix, here == label, there == label, cost)
+        for label in torch.unique(here)
+        if bool((there == label).any())
+    ]
+    if not parts:
+        nothing = here.new_empty(0, device=cost.device)
+        return Plan(nothing, nothing, cost.new_empty(0))
+    row, column, mass, _ = zip(*parts, strict=True)
+    return Plan(torch.cat(row), torch.cat(column), torch.cat(mass))
+
+
+def transported(
+    plan: Plan,
+    student: Float[Tensor, "n d"],
+    teacher: Float[Tensor, "m d"],
+    *,
+    power: Literal[1, 2] = 2,
+) -> Float[Tensor, ""]:
+    """What a plan costs: the masses of its entries times the distances of their rows to a power.
+
+    Taken from the rows, not from the matrix of costs, whose entries lose digits to cancellation in
+    float32. The gradient is that with the plan held fixed (envelope theorem); at a tie between
+    plans it is a subgradient.
+    """
+    here = student if plan.one_each else student.index_select(0, plan.row)
+    difference = here - teacher.index_select(0, plan.column)
+    if power == 2:
+        return plan.mass @ difference.square().sum(dim=1)
+    lengths: Tensor = torch.linalg.vector_norm(difference, dim=1)
+    return plan.mass @ lengths
 
 
 def squared_wasserstein(
@@ -40,15 +127,77 @@ def squared_wasserstein(
     r"""Squared 2-Wasserstein distance between two samples of uniform weights.
 
     .. math:: W_2^2 = \min_{\gamma \in \Gamma(1/n, 1/m)} \sum_{ij} \gamma_{ij} \|s_i - t_j\|^2
-
-    The gradient is that of the sum with the plan held fixed (envelope theorem); at a tie between
-    plans it is a subgradient. The value is summed over the plan's own pairs, not taken from the
-    cost matrix, whose entries lose digits to cancellation in float32.
     """
     check_same_width(student, teacher)
-    with torch.no_grad():
-        # about the teacher's mean, where float32 distances of rows far from zero keep their digits
-        centre = teacher.mean(dim=0)
-        cost = torch.cdist(student - centre, teacher - centre).square()
-    row, column, mass = transport_plan(cost)
-    return (mass * (student[row] - teacher[column]).square().sum(dim=1)).sum()
+    plan = transport_plan(cross_costs(student, teacher))
+    return transported(plan, student, teacher)
+
+
+def wasserstein_1(
+    student: Float[Tensor, "n d"], teacher: Float[Tensor, "m d"]
+) -> Float[Tensor, ""]:
+    r"""1-Wasserstein distance between two samples of uniform weights; at most W2.
+
+    .. math:: W_1 = \min_{\gamma \in \Gamma(1/n, 1/m)} \sum_{ij} \gamma_{ij} \|s_i - t_j\|
+    """
+    check_same_width(student, teacher)
+    plan = transport_plan(squared_costs(student, teacher).sqrt())
+    return transported(plan, student, teacher, power=1)
+
+
+def diagonal_plan_mass(
+    student: Float[Tensor, "n d"], teacher: Float[Tensor, "n d"]
+) -> Float[Tensor, ""]:
+    r"""The share of samples that an exact plan leaves with their own teacher's feature.
+
+    .. math:: \sum_i \gamma^*_{ii}
+
+    At 1 the distance is the mean squared distance of the pairs, and so are its class-conditional
+    and joint forms: they all have become one loss.
+    """
+    check_same_width(student, teacher)
+    plan = transport_plan(cross_costs(student, teacher))
+    return plan.mass[plan.row == plan.column].sum()
+
+
+def _on_cpu(cost: Tensor) -> Tensor:
+    matrix = cost.detach().to("cpu", torch.float64).contiguous()
+    if not bool(matrix.sum().isfinite()):
+        raise ValueError("the cost between student and teacher is not finite: a feature overflowed")
+    return matrix
+
+
+def _solved(matrix: Tensor, like: Tensor) -> Plan:
+    n, m = matrix.shape
+    if n == m and n <= LARGEST_ASSIGNMENT:
+        return _assignment(matrix, like)
+    # POT imports every array library that it finds, 1.5 s: paid by who transports, not at import
+    from ot import emd
+
+    plan = torch.from_numpy(emd([], [], matrix.numpy(), numItermax=10_000_000))
+    row, column = plan.nonzero(as_tuple=True)
+    return Plan(row.to(like.device), column.to(like.device), plan[row, column].to(like))
+
+
+def _assignment(matrix: Tensor, like: Tensor) -> Plan:
+    from scipy.optimize import linear_sum_assignment
+
+    n = len(matrix)
+    _, column = linear_sum_assignment(matrix.numpy())
+    row = torch.arange(n, device=like.device)
+    mass = like.new_full((n,), 1 / n)
+    return Plan(row, torch.from_numpy(column).to(like.device), mass, one_each=True)
+
+
+def _solved_block(
+    matrix: Tensor, rows: Bool[Tensor, " n"], columns: Bool[Tensor, " m"], like: Tensor
+) -> Plan:
+    here, there = (mask.nonzero().squeeze(1) for mask in (rows, columns))
+    plan = _solved(matrix[here][:, there].contiguous(), like)
+    return Plan(here.to(like.device)[plan.row], there.to(like.device)[plan.column], plan.mass)
+
+
+def _as_frequent(here: Tensor, there: Tensor) -> bool:
+    if here is there:
+        return True
+    return here.shape == there.shape and bool((here.sort().values == there.sort().values).all())

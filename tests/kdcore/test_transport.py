@@ -45,7 +45,7 @@ def test_between_different_numbers_it_is_the_value_of_the_linear_program(n: int,
 
 @pytest.mark.parametrize(("n", "m"), [(6, 6), (5, 8), (1, 4)])
 def test_the_plan_has_uniform_margins_and_few_entries(n: int, m: int) -> None:
-    row, column, mass = transport_plan(rows(n, m).square())
+    row, column, mass, _ = transport_plan(rows(n, m).square())
     uniform = [torch.full((size,), 1 / size, dtype=torch.float64) for size in (n, m)]
     torch.testing.assert_close(torch.zeros(n).double().index_add(0, row, mass), uniform[0])
     torch.testing.assert_close(torch.zeros(m).double().index_add(0, column, mass), uniform[1])

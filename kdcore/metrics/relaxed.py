@@ -1,0 +1,124 @@
+"""Transport that gives something up: directions, margins, or the common space."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from kdcore.checks import check_same_width
+from kdcore.metrics.kernels import distances
+
+
+def random_directions(
+    width: int, num: int, *, seed: int, like: Tensor
+) -> Float[Tensor, "{width} {num}"]:
+    """Unit vectors as columns, uniform on the sphere; the same ones for the same seed."""
+    generator = torch.Generator().manual_seed(seed)
+    normal = torch.randn(width, num, generator=generator, dtype=torch.float64)
+    unit: Tensor = normal / torch.linalg.vector_norm(normal, dim=0)
+    return unit.to(like)
+
+
+def sliced_wasserstein(
+    student: Float[Tensor, "n d"],
+    teacher: Float[Tensor, "m d"],
+    directions: Float[Tensor, "d l"],
+) -> Float[Tensor, ""]:
+    r"""Mean squared 2-Wasserstein distance of the projections on unit directions.
+
+    .. math:: \frac1L \sum_l W_2^2\big( \theta_l^\top S, \theta_l^\top T \big)
+
+    On a line the plan is sorting; between different numbers the quantile functions are compared on
+    their common steps. About 1/d of the full distance.
+
+    Source: Bonneel et al. 2015, Sliced and Radon Wasserstein barycenters of measures.
+    """
+    check_same_width(student, teacher)
+    here = (student @ directions).sort(dim=0).values
+    there = (teacher @ directions).sort(dim=0).values
+    n, m = len(here), len(there)
+    if n == m:
+        return (here - there).square().mean()
+    ends = torch.unique(torch.cat([torch.arange(1, n + 1) * m, torch.arange(1, m + 1) * n]))
+    lengths = ends.diff(prepend=ends.new_zeros(1))
+    row, column = ((ends - 1) // m).to(here.device), ((ends - 1) // n).to(here.device)
+    mass = lengths.to(here) / (n * m)
+    value: Tensor = mass @ (here[row] - there[column]).square().mean(dim=1)
+    return value
+
+
+def unbalanced_wasserstein(
+    student: Float[Tensor, "n d"],
+    teacher: Float[Tensor, "m d"],
+    *,
+    reg: float,
+    margin: float,
+    num_iterations: int = 10_000,
+) -> Float[Tensor, ""]:
+    r"""Entropic transport that may leave mass behind, at a price.
+
+    .. math:: \min_{P \ge 0} \langle P, C \rangle + \epsilon \, \mathrm{KL}(P \| a b^\top)
+        + \tau \, \mathrm{KL}(P 1 \| a) + \tau \, \mathrm{KL}(P^\top 1 \| b)
+
+    with :math:`\epsilon` = ``reg``, :math:`\tau` = ``margin``, C squared distances, a and b
+    uniform, and KL that of measures, with the terms of their masses. An outlier farther than about
+    :math:`2 \tau` is left alone, so that its gradient fades. Solved by POT on the CPU in float64;
+    the gradient with the plan held fixed is exact.
+
+    Source: Chizat et al. 2018, arXiv:1607.05816, as solved in POT.
+    """
+    check_same_width(student, teacher)
+    from ot import unif
+    from ot.unbalanced import sinkhorn_unbalanced
+
+    cost = distances(student, teacher).square()
+    n, m = cost.shape
+    matrix = cost.detach().to("cpu", torch.float64).numpy()
+    solved = sinkhorn_unbalanced(
+        unif(n),
+        unif(m),
+        matrix,
+        reg,
+        margin,
+        method="sinkhorn_translation_invariant",
+        reg_type="kl",
+        numItermax=num_iterations,
+        stopThr=1e-13,
+    )
+    plan = torch.from_numpy(solved).to(cost)
+    entropy = reg * _kl(plan, plan.new_full((), 1 / (n * m)))
+    left = _kl(plan.sum(dim=1), plan.new_full((), 1 / n))
+    right = _kl(plan.sum(dim=0), plan.new_full((), 1 / m))
+    return (plan * cost).sum() + entropy + margin * (left + right)
+
+
+def gromov_wasserstein(
+    student: Float[Tensor, "n d"], teacher: Float[Tensor, "m e"]
+) -> Float[Tensor, ""]:
+    r"""How differently two samples of any two widths are spread, by their inner distances.
+
+    .. math:: \min_{\gamma \in \Gamma(1/n, 1/m)} \sum_{ijkl} \gamma_{ij} \gamma_{kl}
+        \big( \|s_i - s_k\| - \|t_j - t_l\| \big)^2
+
+    Blind to rotations and translations of either. The problem is not convex: POT finds a local
+    minimum by conditional gradients from the product plan, and the gradient holds it fixed.
+
+    Source: Peyre, Cuturi & Solomon 2016, Gromov-Wasserstein averaging of kernel and distance
+    matrices, solved by POT.
+    """
+    from ot import unif
+    from ot.gromov import gromov_wasserstein as solve
+
+    here, there = distances(student, student), distances(teacher, teacher)
+    n, m = len(here), len(there)
+    inner = [matrix.detach().to("cpu", torch.float64).numpy() for matrix in (here, there)]
+    plan = torch.from_numpy(solve(*inner, unif(n), unif(m), "square_loss", tol_rel=1e-12)).to(here)
+    crossed = (here @ plan @ there * plan).sum()
+    return here.square().mean() + there.square().mean() - 2 * crossed
+
+
+def _kl(p: Tensor, q: Tensor) -> Tensor:
+    """Of measures, mass included; 0 log 0 = 0."""
+    divergence: Tensor = torch.special.xlogy(p, p / q).sum() - p.sum() + q * p.numel()
+    return divergence

@@ -4,8 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from kdcore.losses.distributions import wasserstein
+from kdcore.losses.distributions import (
+    conditional_wasserstein,
+    energy,
+    gromov,
+    joint_distribution_wasserstein,
+    maximum_mean_discrepancy,
+    sinkhorn,
+    sliced,
+    unbalanced,
+    wasserstein,
+)
 from kdcore.losses.features import mean_squared_error
+from kdcore.losses.gaussians import (
+    conditional_gaussian_kl,
+    conditional_gaussian_wasserstein,
+    gaussian_kl,
+    gaussian_wasserstein,
+)
 from kdcore.losses.logits import cross_entropy, kd
 from kdcore.losses.term import Features, Logits, Loss, Term
 
@@ -16,4 +32,16 @@ LOSSES: Mapping[str, Loss] = {
     "kd": Logits(kd),
     "mse": Features(mean_squared_error),
     "w2": Features(wasserstein, batch_level=True),
+    "cw2": Features(conditional_wasserstein, batch_level=True),
+    "jw2": Features(joint_distribution_wasserstein, batch_level=True),
+    "sinkhorn": Features(sinkhorn, batch_level=True),
+    "sliced_w2": Features(sliced, batch_level=True),
+    "unbalanced_w2": Features(unbalanced, batch_level=True),
+    "gw": Features(gromov, batch_level=True, project=False),
+    "mmd": Features(maximum_mean_discrepancy, batch_level=True),
+    "energy": Features(energy, batch_level=True),
+    "gaussian_w2": Features(gaussian_wasserstein, batch_level=True),
+    "gaussian_kl": Features(gaussian_kl, batch_level=True),
+    "cgaussian_w2": Features(conditional_gaussian_wasserstein, batch_level=True),
+    "cgaussian_kl": Features(conditional_gaussian_kl, batch_level=True),
 }

@@ -33,7 +33,8 @@ class Loss(ABC):
     """One line of ``LOSSES``: what the loss compares, what it needs, how its term is made.
 
     The signature of ``function`` is the schema: its positional parameters (``student``,
-    ``teacher``, ``label``) come from the run, its keyword-only ones from the configuration.
+    ``teacher``, ``label``; on features also ``student_logits``, ``teacher_logits``) come from the
+    run, its keyword-only ones from the configuration.
     ``batch_level`` says that samples are compared with each other, so that under DDP the rows of
     all workers are gathered first.
     """
@@ -160,12 +161,12 @@ class _FeaturesTerm(_FunctionTerm):
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
         there_features = present(teacher).features
+        logits = {"student_logits": student.logits, "teacher_logits": present(teacher).logits}
         total = batch.image.new_zeros(())
         for (here, there), project in zip(self._layers.items(), self.projectors, strict=True):
             pair = same_resolution(project(student.features[here]), there_features[there])
-            total = total + self.compare(
-                {"student": pair[0], "teacher": pair[1], "label": batch.label}
-            )
+            values = {"student": pair[0], "teacher": pair[1], "label": batch.label}
+            total = total + self.compare(values | logits)
         return total
 
 

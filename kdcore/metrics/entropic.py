@@ -34,6 +34,7 @@ def entropic_plan(
 
     Sinkhorn's iterations alone need thousands of steps where samples are well separated, so after
     ``num_iterations`` of them Newton's method on the concave dual of one potential takes over,
+    first with a larger reg, halved step by step, where reg is small beside the costs,
     until the largest error of a margin, relative to 1/n, is below the tolerance. In float64
     throughout, on the cost's device.
 
@@ -45,8 +46,12 @@ def entropic_plan(
             raise ValueError(
                 "the cost between student and teacher is not finite: a feature overflowed"
             )
-        f, g = _sinkhorn(scaled, num_iterations, tolerance)
-        f, g = _newton(scaled, f, g, num_newton, tolerance)
+        f, g = scaled.new_zeros(len(scaled)), scaled.new_zeros(scaled.shape[1])
+        for halvings in range(_num_halvings(scaled), -1, -1):
+            softened = scaled / 2**halvings
+            # potentials in units of reg: twice as many of them in a reg of half the size
+            f, g = _sinkhorn(softened, 2 * f, 2 * g, num_iterations, tolerance)
+            f, g = _newton(softened, f, g, num_newton, tolerance)
         log_uniform = -math.log(scaled.numel())
         plan = (f[:, None] + g - scaled + log_uniform).exp()
         value = reg * (f.mean() + g.mean())
@@ -126,10 +131,15 @@ def _linear_cost(plan: Tensor, student: Tensor, teacher: Tensor) -> Tensor:
     return own - 2 * (plan.mT @ here * there).sum()
 
 
-def _sinkhorn(cost: Tensor, num_iterations: int, tolerance: float) -> tuple[Tensor, Tensor]:
+def _num_halvings(cost: Tensor) -> int:
+    return max(0, math.ceil(math.log2(max(float(cost.max()), 1.0) / 50)))
+
+
+def _sinkhorn(
+    cost: Tensor, f: Tensor, g: Tensor, num_iterations: int, tolerance: float
+) -> tuple[Tensor, Tensor]:
     """Potentials in units of reg, against the product of the margins."""
     n, m = cost.shape
-    f, g = cost.new_zeros(n), cost.new_zeros(m)
     for _ in range(num_iterations):
         before = f
         f = math.log(m) - (g - cost).logsumexp(dim=1)

@@ -132,7 +132,11 @@ def test_another_loss_keeps_the_params_that_it_knows() -> None:
 
 @pytest.mark.parametrize(
     ("loss", "params"),
-    [("ce", {"label_smoothing": 0.0}), ("mse", {}), ("w2", {"normalise": "variance"})],
+    [
+        ("ce", {"label_smoothing": 0.0}),
+        ("mse", {}),
+        ("w2", {"normalise": "variance", "positions": "pool"}),
+    ],
 )
 def test_another_loss_drops_the_params_that_it_does_not_know(
     loss: str, params: dict[str, Any]
@@ -153,7 +157,8 @@ def test_another_loss_keeps_weight_and_layers_where_it_takes_layers() -> None:
 
 def test_params_of_the_new_loss_may_come_with_it() -> None:
     change = {"losses.it.loss": "w2", "losses.it.params.normalise": "none"}
-    assert changed(run_of(), change).losses["it"].params == {"normalise": "none"}
+    expected = {"normalise": "none", "positions": "pool"}
+    assert changed(run_of(), change).losses["it"].params == expected
 
 
 # --- sweeps -----------------------------------------------------------------------------------

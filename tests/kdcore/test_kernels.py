@@ -1,0 +1,179 @@
+"""Kernel, entropic and relaxed distances: other libraries, closed forms, edges, gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import ot
+import pytest
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from kdcore.metrics.conditional import class_wasserstein
+from kdcore.metrics.entropic import (
+    entropic_plan,
+    entropic_wasserstein,
+    sharp_wasserstein,
+    sinkhorn_divergence,
+)
+from kdcore.metrics.kernels import (
+    distances,
+    energy_distance,
+    gaussian_mmd,
+    polynomial_mmd,
+    squared_mean_distance,
+)
+from kdcore.metrics.relaxed import (
+    gromov_wasserstein,
+    random_directions,
+    sliced_wasserstein,
+    unbalanced_wasserstein,
+)
+from kdcore.metrics.transport import diagonal_plan_mass, squared_wasserstein, transport_plan
+
+
+def rows(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def scalar(value: float) -> Tensor:
+    return torch.tensor(value, dtype=torch.float64)
+
+
+DIRECTIONS = random_directions(4, 16, seed=0, like=rows(1))
+DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "linear": squared_mean_distance,
+    "gaussian": lambda s, t: gaussian_mmd(s, t, bandwidth=1.0, scales=(0.5, 1.0)),
+    "unbiased": lambda s, t: gaussian_mmd(s, t, bandwidth=1.0, unbiased=True),
+    "polynomial": polynomial_mmd,
+    "energy": energy_distance,
+    "entropic": lambda s, t: entropic_wasserstein(s, t, reg=0.5),
+    "debiased": lambda s, t: sinkhorn_divergence(s, t, reg=0.5),
+    "sliced": lambda s, t: sliced_wasserstein(s, t, DIRECTIONS.to(s)),
+    "unbalanced": lambda s, t: unbalanced_wasserstein(s, t, reg=0.5, margin=1.0),
+    "gromov": gromov_wasserstein,
+}
+ZERO_AT_EQUALITY = DISTANCES.keys() - {"unbiased", "entropic", "unbalanced"}
+
+
+@pytest.mark.usefixtures("without_shape_checks")
+@pytest.mark.parametrize("name", DISTANCES)
+@pytest.mark.parametrize("m", [6, 5])
+def test_the_gradient_is_that_of_finite_differences(name: str, m: int) -> None:
+    student, teacher = rows(6, 4).requires_grad_(), rows(m, 4, seed=1).requires_grad_()
+    assert torch.autograd.gradcheck(DISTANCES[name], (student, teacher))
+
+
+@pytest.mark.parametrize("name", sorted(ZERO_AT_EQUALITY))
+def test_another_order_is_at_distance_zero(name: str) -> None:
+    student = rows(6, 4).requires_grad_()
+    value = DISTANCES[name](student, student.detach()[torch.randperm(6)])
+    value.backward()
+    torch.testing.assert_close(value.detach(), scalar(0.0), rtol=0, atol=1e-12)
+    assert bool(student.grad.isfinite().all())
+
+
+@pytest.mark.parametrize("name", DISTANCES)
+@pytest.mark.parametrize("count", [1, 6])
+def test_bfloat16_features_and_batches_of_one_are_finite(name: str, count: int) -> None:
+    student = rows(count, 4).to(torch.bfloat16).float().requires_grad_()
+    teacher = rows(count, 4, seed=1).to(torch.bfloat16).float()
+    value = DISTANCES[name](student, teacher)
+    value.backward()
+    assert bool(value.isfinite())
+    assert bool(student.grad.isfinite().all())
+
+
+@pytest.mark.parametrize(("n", "m"), [(7, 7), (7, 5)])
+def test_the_entropic_plan_is_pots(n: int, m: int) -> None:
+    cost = distances(rows(n, 3), rows(m, 3, seed=1)).square()
+    expected = ot.sinkhorn([], [], cost.numpy(), 2.0, method="sinkhorn_log", stopThr=1e-10)
+    plan, value = entropic_plan(cost, reg=2.0)
+    torch.testing.assert_close(plan, torch.from_numpy(expected), rtol=1e-6, atol=1e-9)
+    entropy = float((expected * np.log(expected * n * m)).sum())
+    primal = float((cost.numpy() * expected).sum()) + 2.0 * entropy
+    torch.testing.assert_close(value, scalar(primal), rtol=1e-6, atol=0.0)
+
+
+def test_newton_finishes_what_sinkhorn_would_take_thousands_of_steps_for() -> None:
+    student = torch.cat([rows(20, 3), rows(12, 3) + 30])
+    teacher = torch.cat([rows(20, 3, seed=1), rows(12, 3, seed=1) + 30])
+    plan, _ = entropic_plan(distances(student, teacher).square(), reg=0.05)
+    uniform = torch.full((32,), 1 / 32, dtype=torch.float64)
+    torch.testing.assert_close(plan.sum(dim=1), uniform, rtol=1e-9, atol=0.0)
+    torch.testing.assert_close(plan.sum(dim=0), uniform, rtol=1e-9, atol=0.0)
+
+
+def test_the_entropic_values_lie_about_the_exact_one() -> None:
+    pair = rows(9, 3), rows(9, 3, seed=1)
+    exact = squared_wasserstein(*pair)
+    assert exact <= sharp_wasserstein(*pair, reg=0.3) <= entropic_wasserstein(*pair, reg=0.3)
+    torch.testing.assert_close(sharp_wasserstein(*pair, reg=1e-3), exact, rtol=1e-6, atol=0.0)
+    torch.testing.assert_close(
+        sinkhorn_divergence(*pair, reg=1e5), squared_mean_distance(*pair), rtol=1e-3, atol=0.0
+    )
+
+
+@pytest.mark.parametrize(("n", "m"), [(8, 8), (9, 6)])
+def test_the_sliced_distance_is_pots(n: int, m: int) -> None:
+    pair = rows(n, 4), rows(m, 4, seed=1)
+    arrays = [sample.numpy() for sample in (*pair, DIRECTIONS)]
+    expected = ot.sliced_wasserstein_distance(*arrays[:2], projections=arrays[2]) ** 2
+    torch.testing.assert_close(sliced_wasserstein(*pair, DIRECTIONS), scalar(expected))
+
+
+def test_the_energy_distance_on_a_line_is_twice_the_squared_difference_of_ranks() -> None:
+    student, teacher = scalar(0.0).reshape(1, 1), scalar(3.0).reshape(1, 1)
+    torch.testing.assert_close(energy_distance(student, teacher), scalar(6.0))
+
+
+def test_unbalanced_transport_leaves_an_outlier_alone() -> None:
+    student, teacher = rows(6, 2), rows(6, 2, seed=1)
+    student[0] += 100
+    student.requires_grad_()
+    unbalanced_wasserstein(student, teacher, reg=0.1, margin=1.0).backward()
+    assert float(student.grad[0].abs().max()) < 1e-6
+    assert float(student.grad[1:].abs().max()) > 1e-3
+
+
+def test_gromov_is_blind_to_rotations_and_compares_any_widths() -> None:
+    student = rows(7, 3)
+    rotation = torch.linalg.qr(rows(3, 3, seed=2)).Q
+    wider = torch.cat([student @ rotation + 5, torch.zeros(7, 2)], dim=1)
+    torch.testing.assert_close(gromov_wasserstein(student, wider), scalar(0.0), rtol=0, atol=1e-9)
+
+
+def test_the_median_bandwidth_ignores_the_diagonals() -> None:
+    student, teacher = scalar(0.0).reshape(1, 1), scalar(2.0).reshape(1, 1)
+    value = gaussian_mmd(student, teacher, bandwidth="median")
+    torch.testing.assert_close(value, 2 - 2 * scalar(-0.5).exp())
+
+
+@pytest.mark.parametrize("n", [3, 64, 256])
+def test_the_assignment_is_pots_plan(n: int) -> None:
+    cost = distances(rows(n, 5), rows(n, 5, seed=1)).square()
+    row, column, mass, _ = transport_plan(cost)
+    expected = ot.emd2([], [], cost.numpy())
+    torch.testing.assert_close((mass * cost[row, column]).sum(), scalar(expected))
+
+
+@pytest.mark.parametrize("num_classes", [1, 4, 30])
+def test_one_assignment_is_one_for_each_class(num_classes: int) -> None:
+    student, teacher = rows(40, 3), rows(40, 3, seed=1)
+    label = torch.randint(num_classes, (40,))
+    order = torch.randperm(40)  # the same labels in another order
+    expected = 0.0
+    for c in label.unique():
+        mine, theirs = student[label == c], teacher[order][label[order] == c]
+        cost = distances(mine, theirs).square().numpy()
+        expected += cost[linear_sum_assignment(cost)].sum() / 40
+    value = class_wasserstein(student, teacher[order], label, label[order])
+    torch.testing.assert_close(value, scalar(expected))
+
+
+def test_the_diagonal_mass_is_the_share_of_pairs_that_a_plan_keeps() -> None:
+    teacher = 10 * rows(8, 3)
+    order = torch.tensor([1, 0, 2, 3, 4, 5, 6, 7])
+    torch.testing.assert_close(diagonal_plan_mass(teacher[order], teacher), scalar(0.75))

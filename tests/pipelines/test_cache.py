@@ -176,14 +176,19 @@ def test_a_cache_with_more_layers_serves_a_run_that_reads_fewer(
     assert cache.cache_folder(run, content) == folder
 
 
+def both(key: str, value: Any) -> dict[str, Any]:
+    """A change of the data that a run and its teacher's run share."""
+    return {"teacher.run.data." + key: value, "data." + key: value}
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [
         ({"data.augment.crop": 2}, r"views is .*'crop': 1.*expected .*'crop': 2"),
         ({"data.view_seed": 5}, "views is"),
-        ({"data.split_seed": 5}, "split is"),
-        ({"data.mean": [0.1]}, "normalisation is"),
-        ({"data.limit": 350}, "pictures is"),
+        (both("split_seed", 5), "split is"),
+        (both("mean", [0.1]), "normalisation is"),
+        (both("limit", 350), "pictures is"),
         ({"teacher.precision": "bf16"}, "precision is 'fp32', expected 'bf16'"),
         ({"teacher.run.student.params.width": 9}, "teacher is"),
     ],

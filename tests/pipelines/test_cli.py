@@ -62,6 +62,8 @@ def bad_picture(folder: Path) -> Path:
     return folder
 
 
+ALONE = ["teacher=null", "losses={ce: {}}"]  # a teacher's run must share the data
+
 MISTAKES: dict[str, tuple[Callable[[Path], list[str]], list[str]]] = {
     "a key that does not exist": (
         lambda folder: ["epoch=3"],
@@ -96,11 +98,11 @@ MISTAKES: dict[str, tuple[Callable[[Path], list[str]], list[str]]] = {
         ["teacher", "no weights at no.safetensors"],
     ),
     "a picture that cannot be decoded": (
-        lambda folder: ["data.name=parquet", f"data.root={bad_picture(folder)}"],
+        lambda folder: [*ALONE, "data.name=parquet", f"data.root={bad_picture(folder)}"],
         ["train-0.parquet row 0", "cannot be decoded"],
     ),
     "a data set that does not exist": (
-        lambda folder: ["data.name=digit"],
+        lambda folder: [*ALONE, "data.name=digit"],
         ["unknown dataset 'digit'", "did you mean 'digits'?"],
     ),
 }

@@ -1,8 +1,8 @@
 """Process time of the distances beside the published formulations, written plainly with POT.
 
 Usage: OMP_NUM_THREADS=1 python tests/benchmarks/kd2m.py [ROUNDS]. One thread, float32, forward and
-backward with respect to the student, 128 rows of width 512. Both sides of a pair alternate by ten, so
-that what else the machine does meets both; the median and the least of each are printed.
+backward with respect to the student, 128 rows of width 512. Both sides of a pair alternate by ten,
+so that what else the machine does meets both; the median and the least of each are printed.
 
 "Published" is KD2M's code (github eddardd/kddm, 5489263) with the one-line repair without which its
 class-conditional losses raise TypeError, and for the full covariances, which it does not have, POT

@@ -83,10 +83,10 @@ def class_transport_plan(
     matrix = _on_cpu(cost)
     here = student_label.cpu()
     there = here if teacher_label is student_label else teacher_label.cpu()
-    allowed = here[:, None] == there
     if _as_frequent(here, there) and len(here) <= LARGEST_ASSIGNMENT:
-        plan = _assignment(matrix.masked_fill(~allowed, torch.inf), cost)
-        share = allowed.sum(dim=1).to(cost).reciprocal()
+        forbidden = here[:, None] != there
+        plan = _assignment(matrix.masked_fill_(forbidden, torch.inf), cost)
+        share = (len(here) - forbidden.sum(dim=1)).to(cost).reciprocal()
         return plan._replace(mass=share)
     parts = [
         _solved_block(matrix, here == label, there == label, cost)
@@ -161,7 +161,7 @@ def diagonal_plan_mass(
 
 
 def _on_cpu(cost: Tensor) -> Tensor:
-    matrix = cost.detach().to("cpu", torch.float64).contiguous()
+    matrix = cost.detach().to("cpu", torch.float64, copy=True).contiguous()
     if not bool(matrix.sum().isfinite()):
         raise ValueError("the cost between student and teacher is not finite: a feature overflowed")
     return matrix

@@ -113,6 +113,7 @@ def test_optuna_and_asha_leave_whole_trials_to_be_ranked(workdir: Path, toy_run:
     assert all(0.1 <= weight <= 10 for weight in drawn)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
 def test_a_trial_with_workers_of_its_own_does_not_hold_their_cpus(
     workdir: Path, toy_run: Path
@@ -212,6 +213,7 @@ def test_a_range_names_its_end_points() -> None:
     assert low < between < high
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
 def test_a_random_search_draws_the_same_again(workdir: Path, toy_run: Path) -> None:
     config = swept(

@@ -73,6 +73,7 @@ def test_two_ray_workers_train_what_one_process_trains(run: RunConfig) -> None:
     assert files_of(together.folder) == {BEST, LAST, STATE, RESULT}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
 def test_a_killed_worker_costs_nothing_but_time(run: RunConfig) -> None:
     longer = changed(run, {"workers": 2, "epochs": 4})
@@ -111,6 +112,7 @@ def test_more_workers_than_the_cluster_has_are_refused_at_once(run: RunConfig) -
         train_on_workers(many, inputs_of(run), no_word)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
 def test_what_a_worker_cannot_do_is_said_in_one_line(run: RunConfig) -> None:
     wild = changed(

@@ -16,9 +16,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
-from torchmetrics import MeanMetric, MetricCollection
-from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
 
+from kdcore.metrics.classification import BINS, rates, tally
 from kdcore.step import DistillStep
 from kdcore.taps import Tapped
 from kdcore.teachers import taught
@@ -118,20 +117,14 @@ def evaluate(
     """
     training = student.training
     student.eval()
-    measure: MetricCollection | None = None
-    nll = MeanMetric().to(device)
+    sums = torch.zeros(4, BINS, dtype=torch.float64, device=device)
     with torch.inference_mode():
         for batch in batches:
-            image, label = batch.image.to(device), batch.label.to(device)
-            logits = student(image).logits.float()
-            measure = measure or _classification(logits.shape[1]).to(device)
-            measure.update(logits, label)
-            nll.update(nn.functional.cross_entropy(logits, label, reduction="none"))
+            sums += tally(student(batch.image.to(device)).logits, batch.label.to(device))
     student.train(training)
-    if measure is None:
-        raise ValueError("there are no rows to evaluate")
-    values = {**measure.compute(), "nll": nll.compute()}
-    return {f"{prefix}/{name}": float(value) for name, value in values.items()}
+    if dist.is_initialized():
+        dist.all_reduce(sums)
+    return {f"{prefix}/{name}": value for name, value in rates(sums).items()}
 
 
 def keep(folder: Path, target: Path) -> None:
@@ -216,15 +209,6 @@ def _schedule(
         )
     return torch.optim.lr_scheduler.MultiStepLR(
         optimizer, milestones=list(config.schedule.epochs), gamma=config.schedule.gamma
-    )
-
-
-def _classification(num_classes: int) -> MetricCollection:
-    return MetricCollection(
-        {
-            "top1": MulticlassAccuracy(num_classes, average="micro"),
-            "calibration_error": MulticlassCalibrationError(num_classes, n_bins=15),
-        }
     )
 
 

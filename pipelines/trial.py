@@ -1,0 +1,39 @@
+"""One trial, in an actor of Tune: apart from the driver, for whose imports it need not wait."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import ray
+import torch
+from ray import tune
+from ray.tune.integration.ray_train import TuneReportCallback
+
+from pipelines.config import RunConfig, digest, plain
+from pipelines.space import changed
+from pipelines.train import train_here, train_with_callback
+
+
+def run_trial(
+    config: dict[str, Any], *, base: RunConfig, references: dict[str, Any], threads: int
+) -> None:
+    """One trial, in an actor that is used again for the next."""
+    torch.set_num_threads(threads)
+    run = changed(base, changes_of(config))
+    reference = references[inputs_key(run)]
+    if run.workers == 1:
+        train_here(run, ray.get(reference), tune.report)
+    else:
+        train_with_callback(run, reference, TuneReportCallback(), tune.report)
+
+
+def changes_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A trial's changes: one point of the grid, or a drawn value per dotted path."""
+    return dict(config.get("point", config))
+
+
+def inputs_key(run: RunConfig) -> str:
+    """Names the data set and the teacher that a run needs; runs of one key share their inputs."""
+    content = plain(run)
+    return digest([content["data"], content["teacher"]])

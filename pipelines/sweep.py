@@ -17,7 +17,8 @@ from pipelines.report import Row, Trial, best_trial, ranked
 from pipelines.space import Range, SweepConfig, changed, grid_points, neighbours
 from pipelines.tracking import Tracker
 from pipelines.train import RESULT, Finished, Inputs, finished
-from pipelines.trials import inputs_key, run_trials
+from pipelines.trial import inputs_key
+from pipelines.trials import run_trials
 
 OUTCOME = "ranking.json"
 

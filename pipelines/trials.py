@@ -10,20 +10,19 @@ from typing import Any
 
 import optuna
 import ray
-import torch
 from ray import tune
-from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search import BasicVariantGenerator, SearchAlgorithm, Searcher
 from ray.tune.search.optuna import OptunaSearch
 
 from pipelines import jobs
 from pipelines.cluster import num_cores, worker_resources, workers_at_once
-from pipelines.config import RunConfig, digest, plain
+from pipelines.config import RunConfig
 from pipelines.report import Trial
 from pipelines.space import Range, SweepConfig, changed, distinct, grid_points
 from pipelines.tracking import TrackedRun, Tracker
-from pipelines.train import Inputs, OnEpoch, finished, train_here, train_with_callback
+from pipelines.train import Inputs, OnEpoch, finished
+from pipelines.trial import changes_of, inputs_key, run_trial
 
 
 def run_trials(
@@ -43,7 +42,7 @@ def run_trials(
     )
     references = {key: ray.put(held) for key, held in inputs.items()}
     trainable = tune.with_parameters(
-        _trial, base=base, references=references, threads=max(1, num_cores() // concurrent)
+        run_trial, base=base, references=references, threads=max(1, num_cores() // concurrent)
     )
     space, total = _tune_space(config)
     follow = _Follow(config, inputs, watch=watch, tracker=tracker, parent=parent, total=total)
@@ -59,7 +58,7 @@ def run_trials(
                 mode=config.search.mode,
                 num_samples=config.search.num_samples,
                 max_concurrent_trials=concurrent,
-                search_alg=_searcher(config),
+                search_alg=_searcher(config, concurrent),
                 scheduler=_scheduler(config),
                 reuse_actors=True,
             ),
@@ -77,30 +76,6 @@ def run_trials(
     if len(results) < total:
         raise RuntimeError(f"only {len(results)} of {total} trials were run; call the sweep again")
     return [_as_trial(config.base, result) for result in results]
-
-
-def inputs_key(run: RunConfig) -> str:
-    """Names the data set and the teacher that a run needs; runs of one key share their inputs."""
-    content = plain(run)
-    return digest([content["data"], content["teacher"]])
-
-
-def _trial(
-    config: dict[str, Any], *, base: RunConfig, references: dict[str, Any], threads: int
-) -> None:
-    """One trial, in an actor that is used again for the next."""
-    torch.set_num_threads(threads)
-    run = changed(base, _changes(config))
-    reference = references[inputs_key(run)]
-    if run.workers == 1:
-        train_here(run, ray.get(reference), tune.report)
-    else:
-        train_with_callback(run, reference, TuneReportCallback(), tune.report)
-
-
-def _changes(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A trial's changes: one point of the grid, or a drawn value per dotted path."""
-    return dict(config.get("point", config))
 
 
 def _tune_space(config: SweepConfig) -> tuple[dict[str, Any], int]:
@@ -129,9 +104,10 @@ def _domain(values: Range, algorithm: str) -> Any:
     ](*listed)
 
 
-def _searcher(config: SweepConfig) -> Searcher | SearchAlgorithm:
+def _searcher(config: SweepConfig, concurrent: int) -> Searcher | SearchAlgorithm:
     if config.search.algorithm != "optuna":
-        return BasicVariantGenerator(random_state=config.search.seed)
+        # Tune applies its own limit to every searcher but this one
+        return BasicVariantGenerator(max_concurrent=concurrent, random_state=config.search.seed)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     return OptunaSearch(
         metric=config.search.metric, mode=config.search.mode, seed=config.search.seed
@@ -151,7 +127,7 @@ def _trial_resources(config: SweepConfig) -> dict[str, float]:
 
 
 def _as_trial(base: RunConfig, result: tune.Result) -> Trial:
-    changes = _changes(result.config or {})
+    changes = changes_of(result.config or {})
     run = changed(base, changes)
     if result.error is not None:
         words = str(result.error).strip() or type(result.error).__name__
@@ -186,6 +162,7 @@ class _Follow(tune.Callback):
         self._tracker, self._parent, self._total = tracker, parent, total
         self._followed: dict[str, _Followed] = {}
         self._ended: set[str] = set()
+        self._actors: list[ray.actor.ActorHandle] = []
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Tune stores its callbacks with the experiment; this one belongs to the driver's process
@@ -193,7 +170,7 @@ class _Follow(tune.Callback):
 
     def _of(self, trial: Any) -> _Followed:
         if trial.trial_id not in self._followed:
-            run = changed(self._config.base, _changes(trial.config))
+            run = changed(self._config.base, changes_of(trial.config))
             inputs = self._inputs[inputs_key(run)]
             tracked = jobs.start_tracking(run, inputs, self._tracker, self._parent)
             on_epoch = jobs.follower(run, tracked, lambda *progress: None)
@@ -201,6 +178,7 @@ class _Follow(tune.Callback):
         return self._followed[trial.trial_id]
 
     def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        self._actors.append(trial.temporary_state.ray_actor)
         self._of(trial)
 
     def on_trial_result(
@@ -216,7 +194,9 @@ class _Follow(tune.Callback):
         self._end(trial, "FAILED")
 
     def end_all(self) -> None:
-        """Close what a broken-off sweep leaves open."""
+        """Close what a broken-off sweep leaves open; Tune itself leaves its actors at work."""
+        for actor in self._actors:
+            ray.kill(actor)
         for trial_id, followed in self._followed.items():
             if trial_id not in self._ended:
                 followed.tracked.end("KILLED")

@@ -229,7 +229,8 @@ def test_a_random_search_draws_the_same_again(workdir: Path, toy_run: Path) -> N
 
 @pytest.mark.usefixtures("local_ray")
 def test_a_sweep_that_is_broken_off_goes_on_where_it_was(workdir: Path, toy_run: Path) -> None:
-    config = untaught(swept(workdir, toy_run, space={"seed": {"grid": [0, 1, 2]}}))
+    search = {"max_concurrent": 2}
+    config = untaught(swept(workdir, toy_run, space={"seed": {"grid": [0, 1, 2]}}, search=search))
 
     def break_off(stage: str, done: int, total: int, note: str) -> None:
         if stage == "sweep":
@@ -239,6 +240,7 @@ def test_a_sweep_that_is_broken_off_goes_on_where_it_was(workdir: Path, toy_run:
         sweep(config, watch=break_off, tracker=Tracker(), verbose=False)
     parent, trials = children(Tracker())
     assert parent.info.status == "KILLED"
+    assert len(trials) <= 2, "more trials were at work than `max_concurrent` allows"
     assert "RUNNING" not in {trial.info.status for trial in trials}
     assert not list(Path("runs").glob("sweeps/*/ranking.json"))
     outcome = run_sweep(config)

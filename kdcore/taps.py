@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, cast
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from kdcore.checks import unknown_name
-from kdcore.types import Outputs
+from kdcore.types import Classifier, Outputs
 
 EMBEDDING = "embedding"
 
@@ -71,4 +71,11 @@ class Tapped(nn.Module):
                 tap = self.net.get_submodule(name).register_forward_hook(keep_output(name))
                 taps.callback(tap.remove)
             logits = self.net(image)
-        return Outputs(logits, features)
+        return Outputs(logits, features, self.head)
+
+    @property
+    def head(self) -> Classifier:
+        """Weight and bias of the classifier, live: they have the network's own graph."""
+        linear = cast(nn.Linear, self.net.get_submodule(self.classifier))
+        weight, bias = linear.weight, linear.bias
+        return Classifier(weight, weight.new_zeros(len(weight)) if bias is None else bias)

@@ -4,15 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 
+class Classifier(NamedTuple):
+    """The last linear layer of a network: ``logits = embedding @ weight.T + bias``."""
+
+    weight: Float[Tensor, "k d"]
+    bias: Float[Tensor, " k"]
+
+    def to(self, target: torch.device | torch.dtype) -> Classifier:
+        return Classifier(self.weight.to(target), self.bias.to(target))
+
+
 @dataclass(frozen=True, slots=True)
 class Outputs:
-    """What one network says about one batch.
+    """What one network says about one batch, and the classifier with which it says it.
 
     ``features`` maps layer names to tensors whose first dimension is the batch; ``"embedding"`` is
     the input of the classifier.
@@ -20,11 +31,13 @@ class Outputs:
 
     logits: Float[Tensor, "b k"]
     features: Mapping[str, Shaped[Tensor, "b ..."]]
+    classifier: Classifier | None = None
 
     def to(self, target: torch.device | torch.dtype) -> Outputs:
         """The same outputs on a device, or with another floating-point type."""
         features = {layer: feature.to(target) for layer, feature in self.features.items()}
-        return Outputs(self.logits.to(target), features)
+        classifier = None if self.classifier is None else self.classifier.to(target)
+        return Outputs(self.logits.to(target), features, classifier)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +48,7 @@ class Batch:
     label: Int[Tensor, " b"]
     index: Int[Tensor, " b"]  # row number in the dataset
     teacher: Outputs | None = None
+    epoch: float = 0.0  # how many have been trained on when this batch comes, as a fraction
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device."""
@@ -50,7 +64,10 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """One forward pass of both networks over a tiny batch: tells a loss the shapes it will meet."""
+    """One forward pass of both networks over a tiny batch: tells a loss the shapes it will meet.
+
+    The values mean nothing: the pictures are blank and the teacher need not have its weights.
+    """
 
     student: Outputs
     batch: Batch  # its ``teacher`` is None where the run has none

@@ -165,7 +165,7 @@ class LossConfig(Strict):
     """One weighted term: ``loss`` names a line of LOSSES, and its label does where it is absent."""
 
     loss: str
-    weight: NonNegativeFloat = 1.0
+    weight: NonNegativeFloat  # the literature's where it is absent
     params: dict[str, Any] = {}
     layers: dict[str, str] = {}  # student layer: teacher layer
 
@@ -177,13 +177,19 @@ class LossConfig(Strict):
         loss = value["loss"]
         if loss not in LOSSES:
             raise ValueError(unknown_name("loss", loss, LOSSES))
-        if value.get("layers") and not LOSSES[loss].default_layers:
+        if value.get("layers") and not LOSSES[loss].takes_layers:
             raise ValueError(f"loss {loss!r} compares logits and takes no `layers`")
+        if LOSSES[loss].takes_layers and not (value.get("layers") or LOSSES[loss].default_layers):
+            raise ValueError(
+                f"loss {loss!r} needs `layers`: student layer: teacher layer, such as "
+                "{layer2: layer2}"
+            )
         params = _checked_params(loss, value.get("params", {}))
         layers = value.get("layers") or LOSSES[loss].default_layers
         if isinstance(layers, Mapping):  # sorted: the file's order is not part of the identity
             layers = dict(sorted(layers.items()))
-        return {**value, "params": params, "layers": layers}
+        weight = value.get("weight", LOSSES[loss].weight)
+        return {**value, "weight": weight, "params": params, "layers": layers}
 
 
 def _checked_params(loss: str, params: Any) -> dict[str, Any]:

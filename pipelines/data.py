@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdcore.types import Batch, Outputs
+from kdcore.types import Batch, Classifier, Outputs
 from pipelines.config import RunConfig
 from pipelines.sources import Pictures, split
 from pipelines.views import normalised, permutation, view
@@ -21,10 +21,11 @@ class TeacherRows:
 
     logits: np.ndarray  # (views + 1, N, K) float16
     features: Mapping[str, np.ndarray]  # layer -> (views + 1, N, ...) float16
+    classifier: Classifier | None = None
 
     def outputs(self, number: int, rows: np.ndarray) -> Outputs:
         features = {layer: _tensor(held[number], rows) for layer, held in self.features.items()}
-        return Outputs(_tensor(self.logits[number], rows), features)
+        return Outputs(_tensor(self.logits[number], rows), features, self.classifier)
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,8 @@ class Reader:
         share = self.run.batch_size // self.workers
         for start in range(0, self.batches_per_epoch * self.run.batch_size, self.run.batch_size):
             mine = start + self.rank * share
-            yield self._batch(rows[mine : mine + share], number)
+            done = epoch + start / len(rows)
+            yield self._batch(rows[mine : mine + share], number, epoch=done)
 
     def validation(self) -> Iterator[Batch]:
         """This worker's share of the validation split, unaugmented."""
@@ -79,13 +81,14 @@ class Reader:
         for start in range(0, len(rows), self.run.batch_size):
             yield self._batch(rows[start : start + self.run.batch_size], 0)
 
-    def _batch(self, rows: np.ndarray, number: int) -> Batch:
+    def _batch(self, rows: np.ndarray, number: int, *, epoch: float = 0.0) -> Batch:
         image = view_of(self.run, self.pictures, rows, number)
         return Batch(
             image=normalised(image, mean=self.run.data.mean, std=self.run.data.std),
             label=torch.from_numpy(self.pictures.label[rows]),
             index=torch.from_numpy(rows),
             teacher=None if self.teacher is None else self.teacher.outputs(number, rows),
+            epoch=epoch,
         )
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 import numpy as np
 
+from kdcore.types import Classifier
 from pipelines import cache
 from pipelines.build import build_student, build_teacher, checked
 from pipelines.cluster import cluster
@@ -50,6 +52,7 @@ def prepared(
     rows = cache.read_cache(
         folder, views=run.data.views, layers=content["layers"], count=len(pictures.label)
     )
+    rows = replace(rows, classifier=Classifier(*(held.detach() for held in teacher.head)))
     return Inputs(
         pictures,
         network,

@@ -89,7 +89,7 @@ def losses_table() -> str:
         )
         cells = (
             f"`{key}`",
-            "features" if loss.default_layers else "logits",
+            "features" if loss.takes_layers else "logits",
             "teacher" if loss.needs_teacher else "labels",
             "whole batch" if loss.batch_level else "each sample",
             text.split("\n\n")[0].replace("\n", " "),

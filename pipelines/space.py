@@ -157,11 +157,25 @@ def override(content: Mapping[str, Any], path: str, value: Any) -> dict[str, Any
             raise ValueError(
                 f"cannot set {path}: {'.'.join(parents[: depth + 1])} is {node!r}, not a mapping"
             )
-    is_loss = last == "loss" and isinstance(value, str) and value in LOSSES
-    if is_loss and isinstance(node.get("params"), dict):
-        known = LOSSES[value].hyperparameters
-        node["params"] = {key: held for key, held in node["params"].items() if key in known}
-        if not LOSSES[value].default_layers:
-            node["layers"] = {}
+    if last == "loss" and isinstance(value, str) and value in LOSSES:
+        _fit_to_loss(node, value)
     node[last] = deepcopy(value)
     return result
+
+
+def _fit_to_loss(term: dict[str, Any], loss: str) -> None:
+    """Leave out of a term what the new loss does not take, and what was the old one's default."""
+    line, before = LOSSES[loss], LOSSES.get(term.get("loss", ""))
+    defaults = (
+        {name: held.default for name, held in before.hyperparameters.items()} if before else {}
+    )
+    if isinstance(term.get("params"), dict):
+        term["params"] = {
+            name: held
+            for name, held in term["params"].items()
+            if name in line.hyperparameters and (name not in defaults or held != defaults[name])
+        }
+    if not line.takes_layers or (before and term.get("layers") == before.default_layers):
+        term["layers"] = {}
+    if before and term.get("weight") == before.weight:
+        term["weight"] = line.weight

@@ -23,9 +23,9 @@ from kdcore.losses.gaussians import (
     gaussian_wasserstein,
 )
 from kdcore.losses.logits import cross_entropy, kd
-from kdcore.losses.term import Features, Logits, Loss, Term
+from kdcore.losses.term import Features, Logits, Loss, Stateful, Term
 
-__all__ = ["LOSSES", "Features", "Logits", "Loss", "Term"]
+__all__ = ["LOSSES", "Features", "Logits", "Loss", "Stateful", "Term"]
 
 LOSSES: Mapping[str, Loss] = {
     "ce": Logits(cross_entropy),

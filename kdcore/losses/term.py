@@ -5,8 +5,7 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
 from typing import Any
 
 from jaxtyping import Float
@@ -32,15 +31,15 @@ class Term(nn.Module, ABC):
 class Loss(ABC):
     """One line of ``LOSSES``: what the loss compares, what it needs, how its term is made.
 
-    The signature of ``function`` is the schema: its positional parameters (``student``,
-    ``teacher``, ``label``; on features also ``student_logits``, ``teacher_logits``) come from the
-    run, its keyword-only ones from the configuration.
+    The signature of ``function`` is the schema: its positional parameters come from the run, its
+    keyword-only ones from the configuration. ``weight`` is the one the literature uses.
     ``batch_level`` says that samples are compared with each other, so that under DDP the rows of
     all workers are gathered first.
     """
 
-    function: Callable[..., Tensor]
-    batch_level: bool = False
+    function: Callable[..., Any]
+    batch_level: bool = field(default=False, kw_only=True)
+    weight: float = field(default=1.0, kw_only=True)
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -62,13 +61,18 @@ class Loss(ABC):
         }
 
     @property
-    def needs_teacher(self) -> bool:
-        return "teacher" in self.inputs
+    @abstractmethod
+    def needs_teacher(self) -> bool: ...
+
+    @property
+    @abstractmethod
+    def takes_layers(self) -> bool:
+        """Whether a run may name pairs of layers."""
 
     @property
     @abstractmethod
     def default_layers(self) -> Mapping[str, str]:
-        """Student layer to teacher layer where the run names none; empty if it may not."""
+        """Student layer to teacher layer where the run names none; empty where it must."""
 
     @abstractmethod
     def build(self, params: Mapping[str, Any], layers: Mapping[str, str], probe: Probe) -> Term:
@@ -77,7 +81,15 @@ class Loss(ABC):
 
 @dataclass(frozen=True)
 class Logits(Loss):
-    """A function of the logits of both networks."""
+    """A function of ``student``, ``teacher`` and ``label``: the logits of both networks."""
+
+    @property
+    def needs_teacher(self) -> bool:
+        return "teacher" in self.inputs
+
+    @property
+    def takes_layers(self) -> bool:
+        return False
 
     @property
     def default_layers(self) -> Mapping[str, str]:
@@ -91,18 +103,61 @@ class Logits(Loss):
 class Features(Loss):
     """A function of one feature of each network, summed over the pairs of layers of the run.
 
-    Where the channels differ a projector of the student's is made and trained with it, unless
-    ``project`` is false because the function compares any two widths.
+    The function may also ask for ``label``, ``student_logits``, ``teacher_logits``,
+    ``student_classifier`` and ``teacher_classifier``. Where the channels differ a projector of the
+    student's is made and trained with it, unless ``project`` is false because the function compares
+    any two widths. ``layers`` is empty for functions of maps: these have no layer that every
+    network has.
     """
 
-    project: bool = True
+    project: bool = field(default=True, kw_only=True)
+    layers: Mapping[str, str] = field(default_factory=lambda: {EMBEDDING: EMBEDDING}, kw_only=True)
+
+    @property
+    def needs_teacher(self) -> bool:
+        return True
+
+    @property
+    def takes_layers(self) -> bool:
+        return True
 
     @property
     def default_layers(self) -> Mapping[str, str]:
-        return {EMBEDDING: EMBEDDING}
+        return self.layers
 
     def build(self, params: Mapping[str, Any], layers: Mapping[str, str], probe: Probe) -> Term:
         return _FeaturesTerm(self, params, layers, probe)
+
+
+@dataclass(frozen=True)
+class Stateful(Loss):
+    """A loss that learns or remembers something: a final ``Term``.
+
+    ``function`` is its class, made with ``(probe, **params)``, or ``(layers, probe, **params)``
+    where it asks for ``layers``; it gathers rows itself where it compares samples with each other.
+    """
+
+    function: type[Term]
+    layers: Mapping[str, str] = field(default_factory=dict, kw_only=True)
+
+    @property
+    def needs_teacher(self) -> bool:
+        return True
+
+    @property
+    def takes_layers(self) -> bool:
+        return "layers" in self.inputs
+
+    @property
+    def default_layers(self) -> Mapping[str, str]:
+        return self.layers
+
+    def build(self, params: Mapping[str, Any], layers: Mapping[str, str], probe: Probe) -> Term:
+        if not self.takes_layers:
+            return self.function(probe, **params)
+        if not layers:
+            raise ValueError("this loss needs at least one pair of layers")
+        return self.function(layers, probe, **params)
 
 
 def present(teacher: Outputs | None) -> Outputs:
@@ -112,20 +167,28 @@ def present(teacher: Outputs | None) -> Outputs:
     return teacher
 
 
+def feature_of(network: str, outputs: Outputs, layer: str) -> Tensor:
+    """A layer's feature; ValueError where the network (named in the message) has none such."""
+    if layer not in outputs.features:
+        raise ValueError(unknown_name(f"layer of the {network}", layer, outputs.features))
+    return outputs.features[layer]
+
+
 class _FunctionTerm(Term):
     """What the terms of stateless functions share: which inputs, and whether rows are gathered."""
 
     def __init__(self, loss: Loss, params: Mapping[str, Any]) -> None:
         super().__init__()
-        self._function = partial(loss.function, **params)
+        self._function, self._params = loss.function, dict(params)
         self._inputs = loss.inputs
         self._batch_level = loss.batch_level
 
-    def compare(self, values: Mapping[str, Tensor]) -> Tensor:
+    def compare(self, values: Mapping[str, Any]) -> Tensor:
         chosen = [values[name] for name in self._inputs]
         if self._batch_level:
             chosen = [gather_rows(rows) for rows in chosen]
-        return self._function(*chosen)
+        value: Tensor = self._function(*chosen, **self._params)
+        return value
 
 
 class _LogitsTerm(_FunctionTerm):
@@ -150,8 +213,8 @@ class _FeaturesTerm(_FunctionTerm):
 
     @staticmethod
     def _projector(loss: Features, probe: Probe, student: str, teacher: str) -> nn.Module:
-        here = _feature("student", probe.student, student)
-        there = _feature("teacher", present(probe.batch.teacher), teacher)
+        here = feature_of("student", probe.student, student)
+        there = feature_of("teacher", present(probe.batch.teacher), teacher)
         if not loss.project:
             return nn.Identity()
         try:
@@ -160,17 +223,16 @@ class _FeaturesTerm(_FunctionTerm):
             raise ValueError(f"layers {student!r}: {teacher!r}: {error}") from None
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
-        there_features = present(teacher).features
-        logits = {"student_logits": student.logits, "teacher_logits": present(teacher).logits}
+        taught = present(teacher)
+        shared = {
+            "label": batch.label,
+            "student_logits": student.logits,
+            "teacher_logits": taught.logits,
+            "student_classifier": student.classifier,
+            "teacher_classifier": taught.classifier,
+        }
         total = batch.image.new_zeros(())
         for (here, there), project in zip(self._layers.items(), self.projectors, strict=True):
-            pair = same_resolution(project(student.features[here]), there_features[there])
-            values = {"student": pair[0], "teacher": pair[1], "label": batch.label}
-            total = total + self.compare(values | logits)
+            pair = same_resolution(project(student.features[here]), taught.features[there])
+            total = total + self.compare(shared | {"student": pair[0], "teacher": pair[1]})
         return total
-
-
-def _feature(network: str, outputs: Outputs, layer: str) -> Tensor:
-    if layer not in outputs.features:
-        raise ValueError(unknown_name(f"layer of the {network}", layer, outputs.features))
-    return outputs.features[layer]

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from kdcore.losses import LOSSES, Features, Loss, Term
+from kdcore.losses import LOSSES, Features, Loss, Stateful, Term
 from kdcore.models import MODELS
 from kdcore.step import DistillStep
 from kdcore.taps import Tapped
-from kdcore.types import Batch, Outputs, Probe
+from kdcore.types import Batch, Classifier, Outputs, Probe
 
 MAP = {"map": "map"}
 
@@ -43,9 +43,10 @@ class Case:
 
 def outputs(embedding: int, *map_shape: int) -> Outputs:
     def normal(*shape: int) -> Tensor:
-        return torch.randn(6, *shape, dtype=torch.float64)
+        return torch.randn(*shape, dtype=torch.float64)
 
-    return Outputs(normal(5), {"embedding": normal(embedding), "map": normal(*map_shape)})
+    features = {"embedding": normal(6, embedding), "map": normal(6, *map_shape)}
+    return Outputs(normal(6, 5), features, Classifier(normal(5, embedding), normal(5)))
 
 
 def make_case(loss: Loss, layers: Mapping[str, str]) -> Case:
@@ -61,16 +62,21 @@ def leaves(of: Outputs) -> dict[str, Tensor]:
 
 def asking(of: Outputs) -> Outputs:
     features = {name: feature.clone().requires_grad_() for name, feature in of.features.items()}
-    return Outputs(of.logits.clone().requires_grad_(), features)
+    return Outputs(of.logits.clone().requires_grad_(), features, of.classifier)
 
 
 def in_order(of: Outputs, order: Tensor) -> Outputs:
-    return Outputs(of.logits[order], {name: rows[order] for name, rows in of.features.items()})
+    features = {name: rows[order] for name, rows in of.features.items()}
+    return Outputs(of.logits[order], features, of.classifier)
 
 
-# name: (loss, layers); a loss that takes layers is tested on its own and on a pair of maps
-CASES = {key: (loss, loss.default_layers) for key, loss in LOSSES.items()}
-CASES |= {f"{key}-map": (loss, MAP) for key, loss in LOSSES.items() if loss.default_layers}
+# name: (loss, layers); a loss that takes layers is tested on its default ones and on a pair of maps
+CASES = {
+    key: (loss, loss.default_layers)
+    for key, loss in LOSSES.items()
+    if loss.default_layers or not loss.takes_layers
+}
+CASES |= {f"{key}-map": (loss, MAP) for key, loss in LOSSES.items() if loss.takes_layers}
 NEED_TEACHER = [name for name, (loss, _) in CASES.items() if loss.needs_teacher]
 
 
@@ -100,7 +106,8 @@ def test_every_loss_has_the_gradient_of_its_finite_differences(case: Case) -> No
 
     def value(logits: Tensor, *features: Tensor) -> Tensor:
         named = dict(zip(case.layers, features, strict=True))
-        return term(Outputs(logits, named), case.teacher, case.batch)
+        outputs = Outputs(logits, named, case.student.classifier)
+        return term(outputs, case.teacher, case.batch)
 
     compared = [student.features[layer] for layer in case.layers]
     assert torch.autograd.gradcheck(value, (student.logits, *compared))
@@ -173,10 +180,13 @@ def test_every_part_is_finite_float32_under_bfloat16_autocast_and_a_float16_cach
 
 @pytest.mark.parametrize("key", LOSSES)
 def test_every_hyperparameter_has_a_default_and_a_type(key: str) -> None:
-    known = {"student", "teacher", "label"}
-    if LOSSES[key].default_layers:
-        known |= {"student_logits", "teacher_logits"}
-    assert set(LOSSES[key].inputs) <= known
+    loss, known = LOSSES[key], {"student", "teacher", "label"}
+    if isinstance(loss, Stateful):
+        known = {"layers", "probe"}
+    elif loss.takes_layers:
+        shared = ("logits", "classifier")
+        known |= {f"{network}_{held}" for network in ("student", "teacher") for held in shared}
+    assert set(loss.inputs) <= known
     for name, parameter in LOSSES[key].hyperparameters.items():
         assert parameter.default is not inspect.Parameter.empty, name
         assert parameter.annotation is not inspect.Parameter.empty, name

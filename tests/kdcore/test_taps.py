@@ -57,6 +57,19 @@ def test_the_embedding_is_always_there_and_may_be_named(net: nn.Module, image: T
         assert set(Tapped(net, layers)(image).features) == {"embedding"}
 
 
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_classifier_makes_the_logits_of_the_embedding(
+    net: nn.Module, image: Tensor, bias: bool
+) -> None:
+    net.classifier = nn.Linear(8, 5, bias=bias)
+    outputs = Tapped(net)(image)
+    assert outputs.classifier is not None
+    weight, added = outputs.classifier
+    torch.testing.assert_close(outputs.logits, outputs.features["embedding"] @ weight.T + added)
+    weight.sum().backward()
+    assert net.classifier.weight.grad is not None
+
+
 def test_a_layer_named_twice_is_tapped_once(net: nn.Module, image: Tensor) -> None:
     assert Tapped(net, ["block1", "block1"]).layers == ("block1",)
 

@@ -15,7 +15,8 @@ from kdcore.losses import LOSSES
 
 WORKER = Path(__file__).with_name("two_workers.py")
 # the cases of the script: each loss, and on a pair of maps those that take layers
-CASES = [*LOSSES, *(f"{key}-map" for key, loss in LOSSES.items() if loss.default_layers)]
+CASES = [key for key, loss in LOSSES.items() if loss.default_layers or not loss.takes_layers]
+CASES += [f"{key}-map" for key, loss in LOSSES.items() if loss.takes_layers]
 
 Measured = dict[str, dict[str, dict[str, Tensor]]]
 

@@ -62,14 +62,15 @@ def half(batch: Batch, rank: int) -> Batch:
         image=batch.image[rows],
         label=batch.label[rows],
         index=batch.index[rows],
-        teacher=Outputs(batch.teacher.logits[rows], features),
+        teacher=Outputs(batch.teacher.logits[rows], features, batch.teacher.classifier),
     )
 
 
 def cases() -> Iterator[tuple[str, Loss, Mapping[str, str]]]:
     for key, loss in LOSSES.items():
-        yield key, loss, loss.default_layers
-        if loss.default_layers:
+        if loss.default_layers or not loss.takes_layers:
+            yield key, loss, loss.default_layers
+        if loss.takes_layers:
             yield f"{key}-map", loss, {"map": "map"}
 
 

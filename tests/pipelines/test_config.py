@@ -54,11 +54,13 @@ def test_the_label_names_the_loss_unless_it_is_named() -> None:
 
 @pytest.mark.parametrize("key", LOSSES)
 def test_every_parameter_of_a_loss_is_filled_in_from_its_signature(key: str) -> None:
-    (term,) = run_of(**TEACHER, losses={"it": {"loss": key}}).losses.values()
-    defaults = {name: held.default for name, held in LOSSES[key].hyperparameters.items()}
-    assert term.params == defaults
-    assert term.layers == LOSSES[key].default_layers
-    assert term.weight == 1.0
+    loss = LOSSES[key]
+    needed = loss.takes_layers and not loss.default_layers
+    named = {"layers": {"block2": "layer2"}} if needed else {}
+    (term,) = run_of(**TEACHER, losses={"it": {"loss": key, **named}}).losses.values()
+    assert term.params == {name: held.default for name, held in loss.hyperparameters.items()}
+    assert term.layers == (named.get("layers") or loss.default_layers)
+    assert term.weight == LOSSES[key].weight
 
 
 def test_a_given_parameter_is_kept_as_the_type_of_the_signature() -> None:

@@ -121,7 +121,8 @@ def rows_of(run: RunConfig, teacher: Tapped) -> TeacherRows:
         layer: np.stack([outputs.features[layer].half().numpy() for outputs in said])
         for layer in run.teacher_layers
     }
-    return TeacherRows(np.stack([outputs.logits.half().numpy() for outputs in said]), features)
+    logits = np.stack([outputs.logits.half().numpy() for outputs in said])
+    return TeacherRows(logits, features, said[0].classifier)
 
 
 @cache
@@ -434,8 +435,9 @@ def test_terms_of_weight_0_are_not_computed(monkeypatch: pytest.MonkeyPatch) -> 
 # gw is not convex: half precision may lead its solver to another local minimum
 @pytest.mark.parametrize("key", [key for key in LOSSES if key != "gw"])
 def test_cached_rows_train_as_the_live_teacher_does(key: str) -> None:
-    layers = {"layers": {"block2": "block2", "embedding": "embedding"}}
-    losses = {"ce": {}, "it": {"loss": key, **(layers if LOSSES[key].default_layers else {})}}
+    layers = {"block2": "block2", **LOSSES[key].default_layers}
+    named = {"layers": layers} if LOSSES[key].takes_layers else {}
+    losses = {"ce": {}, "it": {"loss": key, "weight": 1, **named}}
     # a small rate, or training itself would magnify the half precision of the rows
     run = run_of(teacher=TEACHER, losses=losses, optimizer={"lr": 0.002})
     teacher = teacher_of(run)

@@ -11,7 +11,10 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
+from kdcore.losses import LOSSES, Logits
+from pipelines import config, space
 from pipelines.config import RunConfig, validated
 from pipelines.loading import load
 from pipelines.space import SweepConfig, changed, override
@@ -153,6 +156,23 @@ def test_another_loss_keeps_weight_and_layers_where_it_takes_layers() -> None:
     assert (kd.loss, kd.weight, kd.layers) == ("kd", 3, {})
     back = changed(changed(run, {"losses.it.loss": "kd"}), {"losses.it.loss": "mse"})
     assert back.losses["it"].layers == {"embedding": "embedding"}
+
+
+def test_another_loss_has_its_own_defaults_where_the_old_one_had_its(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def softer(student: Tensor, teacher: Tensor, *, temperature: float = 2.0) -> Tensor:
+        return student
+
+    table = {**LOSSES, "softer": Logits(softer, weight=7.0)}
+    for module in (space, config):
+        monkeypatch.setattr(module, "LOSSES", table)
+    run = run_of(losses={"it": {"loss": "kd"}})
+    softened = changed(run, {"losses.it.loss": "softer"}).losses["it"]
+    assert (softened.weight, softened.params) == (7.0, {"temperature": 2.0})
+    given = run_of(losses={"it": {"loss": "kd", "weight": 3, "params": {"temperature": 8}}})
+    kept = changed(given, {"losses.it.loss": "softer"}).losses["it"]
+    assert (kept.weight, kept.params) == (3.0, {"temperature": 8.0})
 
 
 def test_params_of_the_new_loss_may_come_with_it() -> None:

@@ -1,0 +1,123 @@
+"""KD2M's table on the real CIFAR-10, with the control that the paper lacks, as Markdown.
+
+Usage: python tests/benchmarks/kd2m_table.py, where ../shared/data is. Runs the sweep kd2m_cpu, or
+finds its runs finished, chooses each loss's weight on the validation split, evaluates the chosen
+students on the test split and writes results/kd2m_cpu.md beside this file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipelines import jobs
+from pipelines.loading import load
+from pipelines.report import Row
+from pipelines.significance import holm, paired_test
+from pipelines.space import SweepConfig
+from pipelines.sweep import Outcome, sweep
+from pipelines.tracking import Tracker, commit
+from pipelines.train import RESULT
+
+CONFIG = Path("pipelines/configs/sweeps/kd2m_cpu.yaml")
+RESULTS = Path(__file__).parent / "results" / "kd2m_cpu.md"
+LOSS = "losses.match.loss"
+
+
+def watch(stage: str, done: int, total: int, note: str) -> None:
+    print(f"{stage}: {done}/{total} {note}", flush=True)
+
+
+def chosen(rows: Sequence[Row]) -> list[Row]:
+    """The control, then of every loss the weight that was best on the validation split."""
+    best: dict[str, Row] = {}
+    for row in rows:  # the best first
+        best.setdefault("" if row.is_control else row.trials[0].changes[LOSS], row)
+    return [best.pop(""), *best.values()]
+
+
+def on_test(row: Row) -> list[float]:
+    """Test accuracy per seed, in the order of seeds."""
+    values = {}
+    for trial in row.trials:
+        done = jobs.finished(trial.run)
+        assert done is not None
+        network = jobs.student_network(trial.run, done)
+        values[trial.run.seed] = jobs.tested(trial.run, network)["test/top1"]
+    return [values[seed] for seed in sorted(values)]
+
+
+def spread(values: Sequence[float]) -> str:
+    return f"{100 * statistics.fmean(values):.2f} ± {100 * statistics.stdev(values):.2f}"
+
+
+def table(outcome: Outcome) -> str:
+    rows = chosen(outcome.rows)
+    tests = [on_test(row) for row in rows]
+    p_values = [paired_test(values, tests[0]) for values in tests[1:]]
+    corrected = holm(p_values)
+    lines = [
+        "| | validation | test | test - control | p | p, Holm |",
+        "|---|---:|---:|---:|---:|---:|",
+        f"| {rows[0].label} | {spread(rows[0].values)} | {spread(tests[0])} | | | |",
+    ]
+    for row, values, p, held in zip(rows[1:], tests[1:], p_values, corrected, strict=True):
+        gain = 100 * (statistics.fmean(values) - statistics.fmean(tests[0]))
+        cells = (row.label, spread(row.values), spread(values), f"{gain:+.2f}")
+        lines.append(f"| {' | '.join(cells)} | {p:.3f} | {held:.3f} |")
+    better = [row.label for row, p in zip(rows[1:], corrected, strict=True) if p < 0.05]
+    verdict = "Rows that differ from the control at 0.05 after Holm: "
+    return "\n".join([*lines, "", verdict + (", ".join(better) or "none") + "."])
+
+
+def every_weight(rows: Sequence[Row]) -> str:
+    lines = ["| | validation |", "|---|---:|"]
+    lines += [f"| {row.label} | {spread(row.values)} |" for row in rows]
+    return "\n".join(lines)
+
+
+def training_seconds(rows: Sequence[Row]) -> float:
+    """Summed over all students, of which as many run at once as there are cores."""
+    folders = {trial.run.folder for row in rows for trial in row.trials}
+    histories = [json.loads((folder / RESULT).read_text())["history"] for folder in folders]
+    return sum(epoch["seconds"] for history in histories for epoch in history)
+
+
+def main() -> None:
+    config = load(CONFIG)
+    assert isinstance(config, SweepConfig)
+    made_at = commit().get("mlflow.source.git.commit", "unknown")
+    started = time.monotonic()
+    outcome = sweep(config, watch=watch, tracker=Tracker(), verbose=False)
+    minutes = (time.monotonic() - started) / 60
+    base, trained = config.base, training_seconds(outcome.rows) / 60
+    seeds = len(outcome.rows[0].values)
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(
+        f"""# KD2M's six rows on CIFAR-10, at the size of two cores
+
+`python {Path(__file__).relative_to(Path.cwd())}` at commit {made_at[:7]}: {minutes:.0f} minutes on
+{os.cpu_count()} cores, {trained:.0f} minutes of training in all. {base.data.limit} pictures, of
+which {base.data.validation:.0%} for validation, {base.epochs} epochs, {seeds} seeds;
+{base.student.name} from {base.teacher and base.teacher.name} (test
+{100 * outcome.teacher["test/top1"]:.2f}). Accuracy in percent, mean and standard deviation over
+seeds, of the epoch that was best on validation. The control has the same schedule and, seed by
+seed, the same initial weights and order of pictures; p is of the paired t-test on the test split.
+
+{table(outcome)}
+
+Every weight, on the validation split by which the rows above were chosen (so that theirs are
+optimistic):
+
+{every_weight(outcome.rows)}
+"""
+    )
+    print(RESULTS.read_text())
+
+
+if __name__ == "__main__":
+    main()

@@ -8,8 +8,9 @@ from contextlib import contextmanager
 import torch
 
 from kdcore.losses import LOSSES
+from kdcore.losses.term import present
 from kdcore.step import DistillStep
-from kdcore.taps import Tapped
+from kdcore.taps import EMBEDDING, Tapped
 from kdcore.teachers import freeze, taught
 from kdcore.types import Batch, Probe
 from pipelines.config import ModelConfig, RunConfig
@@ -57,6 +58,8 @@ def build_step(run: RunConfig, pictures: Pictures) -> DistillStep:
     Raises ValueError, naming the loss, where it cannot compare what it is given.
     """
     probe = _probe(run, pictures)
+    if run.diagnostics.bounds:
+        _check_widths(probe)
     student = build_student(run, pictures)
     terms = {}
     # sorted: the order of the file is not part of the run's identity, the first random numbers are
@@ -67,6 +70,18 @@ def build_step(run: RunConfig, pictures: Pictures) -> DistillStep:
             if not bool(torch.isfinite(value)):
                 raise ValueError(f"is {value.item()} for blank pictures; check its params")
     return DistillStep(student, terms, {label: run.active[label].weight for label in terms})
+
+
+def _check_widths(probe: Probe) -> None:
+    here, there = (
+        outputs.features[EMBEDDING].shape[1]
+        for outputs in (probe.student, present(probe.batch.teacher))
+    )
+    if here != there:
+        raise ValueError(
+            f"diagnostics.bounds compares embeddings of one width, and the student's is {here}, "
+            f"the teacher's {there}; switch it off, or choose networks of one width"
+        )
 
 
 def _probe(run: RunConfig, pictures: Pictures) -> Probe:

@@ -7,11 +7,9 @@ import json
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
@@ -26,23 +24,7 @@ from pydantic import (
 from kdcore.checks import unknown_name
 from kdcore.losses import LOSSES
 from kdcore.models import MODELS
-
-Config = TypeVar("Config", bound="Strict")
-
-
-class Strict(BaseModel):
-    """A value that refuses keys it does not know, naming the nearest, and does not change."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
-
-    @model_validator(mode="before")
-    @classmethod
-    def _known_keys(cls, value: Any) -> Any:
-        if isinstance(value, dict):
-            for key in value:
-                if key not in cls.model_fields:
-                    raise ValueError(unknown_name("key", str(key), cls.model_fields))
-        return value
+from pipelines.strict import Strict, problems
 
 
 class ModelConfig(Strict):
@@ -196,7 +178,14 @@ def _checked_params(loss: str, params: Any) -> dict[str, Any]:
     try:
         return hyperparameters(loss).model_validate(params).model_dump()
     except ValidationError as error:
-        raise ValueError("; ".join(_problems(error, ("params",)))) from None
+        raise ValueError("; ".join(problems(error, ("params",)))) from None
+
+
+class DiagnosticsConfig(Strict):
+    """What is measured beside accuracy, every epoch on held-out pictures."""
+
+    bounds: bool = False  # both sides of KD2M's theorem 3.1, as kdcore/metrics/bounds.py says
+    rows: PositiveInt = 2048  # of the validation split, at most
 
 
 _METRICS = ("loss", "top1")  # of every run's training, beside its terms
@@ -213,6 +202,7 @@ class RunConfig(Strict):
     batch_size: PositiveInt = 64  # per run, not per worker
     optimizer: OptimizerConfig = OptimizerConfig()
     losses: dict[str, LossConfig]
+    diagnostics: DiagnosticsConfig = DiagnosticsConfig()
     workers: PositiveInt = 1
     seed: NonNegativeInt = 0
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
@@ -255,6 +245,8 @@ class RunConfig(Strict):
         lacking = [label for label, term in self.active.items() if LOSSES[term.loss].needs_teacher]
         if lacking and self.teacher is None:
             raise ValueError(f"losses.{lacking[0]} needs a teacher and the run has none")
+        if self.diagnostics.bounds and self.teacher is None:
+            raise ValueError("diagnostics.bounds needs a teacher and the run has none")
         return self
 
     def _sees_what_its_teacher_saw(self, theirs: DataConfig) -> None:
@@ -277,6 +269,11 @@ class RunConfig(Strict):
         }
 
     @property
+    def is_taught(self) -> bool:
+        """Whether any term listens to the teacher; a run of which none does is a control."""
+        return any(LOSSES[term.loss].needs_teacher for term in self.active.values())
+
+    @property
     def teacher_layers(self) -> tuple[str, ...]:
         """The teacher's layers that the losses read, sorted; the embedding is always among them."""
         layers = {layer for term in self.active.values() for layer in term.layers.values()}
@@ -297,7 +294,7 @@ class RunConfig(Strict):
         del content["data"]["download"]
         content["student"]["weights"] = _file_digest(self.student.weights)
         content["losses"] = {label: content["losses"][label] for label in self.active}
-        if not any(LOSSES[term.loss].needs_teacher for term in self.active.values()):
+        if not (self.is_taught or self.diagnostics.bounds):
             content["teacher"] = None
         elif self.teacher is not None:
             content["teacher"]["weights"] = _file_digest(self.teacher.weights)
@@ -338,27 +335,3 @@ def _file_digest(path: Path | None) -> str | None:
     if path is None or not path.is_file():
         return None if path is None else str(path)
     return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def validated(kind: type[Config], content: Mapping[str, Any], *, where: str) -> Config:
-    """The content as a configuration; ValueError names the place, the found and the expected."""
-    try:
-        return kind.model_validate(content)
-    except ValidationError as error:
-        raise ValueError(f"{where}: " + "; ".join(_problems(error, ()))) from None
-
-
-def _problems(error: ValidationError, above: tuple[str, ...]) -> list[str]:
-    return [_explained(problem, above) for problem in error.errors()]
-
-
-def _explained(problem: Any, above: tuple[str, ...]) -> str:
-    path = (*above, *(str(part) for part in problem["loc"]))
-    place = f"{'.'.join(path)}: " if path else ""
-    cause = problem.get("ctx", {}).get("error")
-    if isinstance(cause, ValueError):
-        return f"{place}{cause}"
-    if problem["type"] == "missing":
-        return f"{'.'.join(path)} is missing"
-    message = problem["msg"][0].lower() + problem["msg"][1:]
-    return f"{place}{message}, got {problem['input']!r}"

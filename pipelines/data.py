@@ -77,7 +77,13 @@ class Reader:
 
     def validation(self) -> Iterator[Batch]:
         """This worker's share of the validation split, unaugmented."""
-        rows = self.validation_rows[self.rank :: self.workers]
+        yield from self._unaugmented(self.validation_rows[self.rank :: self.workers])
+
+    def held_out(self, limit: int) -> Iterator[Batch]:
+        """The first ``limit`` rows of the validation split, the same for every worker."""
+        yield from self._unaugmented(self.validation_rows[:limit])
+
+    def _unaugmented(self, rows: np.ndarray) -> Iterator[Batch]:
         for start in range(0, len(rows), self.run.batch_size):
             yield self._batch(rows[start : start + self.run.batch_size], 0)
 

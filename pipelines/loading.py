@@ -8,8 +8,9 @@ from typing import Any
 
 import yaml
 
-from pipelines.config import RunConfig, validated
+from pipelines.config import RunConfig
 from pipelines.space import SweepConfig, override
+from pipelines.strict import validated
 
 
 def load(path: Path, changes: Iterable[str] = ()) -> RunConfig | SweepConfig:

@@ -25,6 +25,7 @@ from kdcore.types import Batch
 from pipelines.build import teacher_precision
 from pipelines.config import CosineConfig, OptimizerConfig, RunConfig
 from pipelines.data import Reader
+from pipelines.diagnostics import bounds, matched
 from pipelines.models import read_weights, save_weights
 
 Metrics = dict[str, float]
@@ -84,13 +85,14 @@ def fit(
     for epoch in range(len(progress.history), run.epochs):
         started = time.perf_counter()
         learning_rate = schedule.get_last_lr()[0]
-        batches: Iterable[Batch] = (batch.to(device) for batch in reader.train(epoch))
-        if teacher is not None:
-            batches = taught(batches, teacher, precision=teacher_precision(run))
+        batches = _with_teacher(run, reader.train(epoch), teacher, device)
         metrics = _train_epoch(module.train(), batches, optimizer, scaler, run.precision)
         schedule.step()
         _share_buffers(step.student)
         metrics |= evaluate(step.student, reader.validation(), device=device)
+        if run.diagnostics.bounds and reader.rank == 0:
+            rows = reader.held_out(run.diagnostics.rows)
+            metrics |= bounds(matched(step.student, _with_teacher(run, rows, teacher, device)))
         metrics |= {"lr": learning_rate, "seconds": time.perf_counter() - started}
         metrics["epoch"] = epoch + 1
         if progress.add(metrics):
@@ -145,6 +147,16 @@ def _share_buffers(student: nn.Module) -> None:
     if dist.is_initialized():
         for buffer in student.buffers():
             dist.broadcast(buffer, 0)
+
+
+def _with_teacher(
+    run: RunConfig, batches: Iterable[Batch], teacher: Tapped | None, device: torch.device
+) -> Iterable[Batch]:
+    """Batches on the device, taught where the teacher is live; else they are the reader's own."""
+    moved = (batch.to(device) for batch in batches)
+    if teacher is None:
+        return moved
+    return taught(moved, teacher, precision=teacher_precision(run))
 
 
 def _train_epoch(

@@ -62,7 +62,7 @@ def ranked(trials: Iterable[Trial], *, metric: str, mode: str) -> list[Row]:
         if metric not in trial.metrics:
             raise ValueError(unknown_name("metric", metric, trial.metrics))
         key = changed(trial.run, {"seed": 0}).identity
-        row = rows.setdefault(key, Row(_label(trial), is_control(trial.run), _setting(trial)))
+        row = rows.setdefault(key, Row(_label(trial), not trial.run.is_taught, _setting(trial)))
         if trial.run.identity in {other.run.identity for other in row.trials}:
             continue  # the same run drawn again is no further seed
         row.trials.append(trial)
@@ -99,13 +99,8 @@ def losses_table() -> str:
     return "\n".join(lines)
 
 
-def is_control(run: RunConfig) -> bool:
-    """Whether no term listens to the teacher: what distillation must be compared with."""
-    return not any(LOSSES[term.loss].needs_teacher for term in run.active.values())
-
-
 def _label(trial: Trial) -> str:
-    if is_control(trial.run):
+    if not trial.run.is_taught:
         return f"no distillation (control) {_setting(trial)}".strip()
     return (
         _words({path: value for path, value in trial.changes.items() if path != "seed"}) or "base"

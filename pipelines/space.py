@@ -11,7 +11,8 @@ from typing import Any, Literal
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from kdcore.losses import LOSSES
-from pipelines.config import RunConfig, Strict, plain, validated
+from pipelines.config import RunConfig, plain
+from pipelines.strict import Strict, validated
 
 _FIXED = ("name", "runs", "caches", "workers")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,13 +13,7 @@ from kdcore.checks import check_same_shape
 from kdcore.metrics.conditional import class_wasserstein
 from kdcore.metrics.kernels import gaussian_mmd
 from kdcore.metrics.transport import diagonal_plan_mass
-
-
-class Head(NamedTuple):
-    """A linear classifier of features."""
-
-    weight: Float[Tensor, "k d"]
-    bias: Float[Tensor, " k"]
+from kdcore.types import Classifier
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,8 +102,8 @@ def risk_bounds(
     teacher: Float[Tensor, "n d"],
     label: Int[Tensor, " n"],
     *,
-    student_head: Head,
-    teacher_head: Head,
+    student_head: Classifier,
+    teacher_head: Classifier,
 ) -> Bounds:
     """Both sides of the bounds for features of the same pictures, best held-out ones.
 
@@ -134,7 +127,7 @@ def risk_bounds(
     )
 
 
-def _risks(head: Head, student: Tensor, teacher: Tensor, label: Tensor) -> Risks:
+def _risks(head: Classifier, student: Tensor, teacher: Tensor, label: Tensor) -> Risks:
     here, there = (
         F.cross_entropy(F.linear(rows, head.weight, head.bias), label).item()
         for rows in (student, teacher)

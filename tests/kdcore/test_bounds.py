@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kdcore.metrics.bounds import Bounds, Head, lipschitz_constant, risk_bounds
+from kdcore.metrics.bounds import Bounds, lipschitz_constant, risk_bounds
+from kdcore.types import Classifier
 
 
 def measured(seed: int, n: int = 20, d: int = 3, k: int = 4) -> tuple[Bounds, list[Tensor]]:
@@ -21,7 +22,7 @@ def measured(seed: int, n: int = 20, d: int = 3, k: int = 4) -> tuple[Bounds, li
     teacher = normal(n, d)
     student = teacher + 0.5 * normal(n, d)
     label = torch.randint(k, (n,), generator=draw)
-    heads = Head(normal(k, d), normal(k)), Head(normal(k, d), normal(k))
+    heads = Classifier(normal(k, d), normal(k)), Classifier(normal(k, d), normal(k))
     bounds = risk_bounds(student, teacher, label, student_head=heads[0], teacher_head=heads[1])
     return bounds, [student, teacher, label, *heads[0], *heads[1]]
 
@@ -64,7 +65,11 @@ def test_no_gradient_of_cross_entropy_is_longer_than_the_constant() -> None:
 def test_equal_features_have_no_gap_and_keep_their_pairs() -> None:
     _, (student, _, label, *heads) = measured(0)
     bounds = risk_bounds(
-        student, student, label, student_head=Head(*heads[:2]), teacher_head=Head(*heads[2:])
+        student,
+        student,
+        label,
+        student_head=Classifier(*heads[:2]),
+        teacher_head=Classifier(*heads[2:]),
     )
     assert bounds.paired_l2 == bounds.class_wasserstein_1 == bounds.under_student_head.gap == 0
     assert bounds.diagonal_plan_mass == pytest.approx(1)
@@ -73,7 +78,7 @@ def test_equal_features_have_no_gap_and_keep_their_pairs() -> None:
 
 @pytest.mark.usefixtures("without_shape_checks")
 def test_other_widths_are_refused() -> None:
-    head = Head(torch.zeros(2, 3), torch.zeros(2))
+    head = Classifier(torch.zeros(2, 3), torch.zeros(2))
     with pytest.raises(ValueError, match="same shape"):
         risk_bounds(
             torch.zeros(4, 3),

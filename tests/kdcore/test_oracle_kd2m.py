@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kdcore.metrics.bounds import Bounds, Head, risk_bounds
+from kdcore.metrics.bounds import Bounds, risk_bounds
 from kdcore.metrics.classes import class_mean_distance, shared_classes
 from kdcore.metrics.conditional import class_wasserstein, joint_wasserstein, label_costs
 from kdcore.metrics.entropic import entropic_wasserstein, sharp_wasserstein, sinkhorn_divergence
@@ -39,6 +39,7 @@ from kdcore.metrics.transport import (
     transport_plan,
     wasserstein_1,
 )
+from kdcore.types import Classifier
 
 FOLDER = Path(os.environ.get("KD_ORACLES", Path(__file__).parents[3] / "shared" / "oracles"))
 FILE = FOLDER / "kd2m.json"
@@ -158,7 +159,7 @@ def sliced(x: Inputs) -> Tensor:
 def measured_bounds(x: Inputs) -> Bounds:
     shape = (x.num_classes, x.student.shape[1])
     weight = np.random.default_rng(x.seed + 500).standard_normal(shape) / math.sqrt(shape[1])
-    head = Head(torch.from_numpy(weight).to(x.student), x.student.new_zeros(shape[0]))
+    head = Classifier(torch.from_numpy(weight).to(x.student), x.student.new_zeros(shape[0]))
     return risk_bounds(*x.rows, x.labels[0], student_head=head, teacher_head=head)
 
 

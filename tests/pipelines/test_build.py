@@ -14,9 +14,10 @@ from kdcore.losses import LOSSES
 from kdcore.step import DistillStep
 from kdcore.types import Batch
 from pipelines.build import build_step, build_student, build_teacher
-from pipelines.config import ModelConfig, RunConfig, validated
+from pipelines.config import ModelConfig, RunConfig
 from pipelines.models import build_network, save_weights
 from pipelines.sources import Pictures
+from pipelines.strict import validated
 
 PICTURES = Pictures(np.zeros((20, 1, 8, 8), dtype=np.uint8), np.arange(20) % 5, 5)
 BASE: dict[str, Any] = {
@@ -190,3 +191,8 @@ def test_a_student_starts_from_its_weights(tmp_path: Path) -> None:
     student = {"name": "convnet", "params": {"width": 2}, "weights": str(path)}
     built = step_of({"ce": {}}, student=student).student.net
     torch.testing.assert_close(built.state_dict(), start.state_dict(), rtol=0, atol=0)
+
+
+def test_bounds_between_embeddings_of_different_widths_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"diagnostics\.bounds compares embeddings of one width"):
+        step_of({"kd": {}}, diagnostics={"bounds": True})

@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 
 import pipelines
 from kdcore.losses import LOSSES
-from pipelines.config import RunConfig, plain, validated
+from pipelines.config import RunConfig, plain
 from pipelines.loading import load
 from pipelines.space import SweepConfig, changed
+from pipelines.strict import validated
 
 SHIPPED = sorted((Path(pipelines.__file__).parent / "configs").glob("*/*.yaml"))
 
@@ -429,6 +430,8 @@ OTHER = {
     **OTHER_OPTIMIZER,
     "losses.ce.weight": 2,
     "losses.ce.params.label_smoothing": 0.1,
+    "diagnostics.bounds": True,
+    "diagnostics.rows": 7,
     "workers": 2,
     "seed": 1,
     "precision": "bf16",

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from kdcore.types import Batch
-from pipelines.config import RunConfig, validated
+from pipelines.config import RunConfig
 from pipelines.data import Reader, TeacherRows, view_of, whole
 from pipelines.sources import Pictures
+from pipelines.strict import validated
 from pipelines.views import normalised, view
 
 COUNT, VIEWS = 75, 3  # 60 of them train: 7 batches of 8 and 4 rows over

@@ -17,13 +17,16 @@ from torch import Tensor
 from kdcore.losses import LOSSES, Logits
 from kdcore.step import DistillStep
 from kdcore.taps import Tapped
+from kdcore.teachers import taught
 from pipelines import loop
 from pipelines.build import build_step, build_teacher
-from pipelines.config import RunConfig, validated
+from pipelines.config import RunConfig
 from pipelines.data import Reader, TeacherRows, view_of
+from pipelines.diagnostics import bounds, matched
 from pipelines.loop import BEST, LAST, STATE, Metrics, Progress, evaluate, fit, keep
 from pipelines.models import load_weights
 from pipelines.sources import Pictures, read_pictures
+from pipelines.strict import validated
 from pipelines.views import normalised
 
 CPU = torch.device("cpu")
@@ -225,6 +228,40 @@ def test_evaluation_leaves_the_student_as_it_came(training: bool) -> None:
     assert student.training is training
     assert student.net.training is training
     exactly(made.weights, before)
+
+
+def test_bounds_are_measured_on_held_out_pictures_from_a_cache_as_live() -> None:
+    run = run_of(
+        student=TEACHER["run"]["student"],
+        teacher=TEACHER,
+        losses={"ce": {}, "match": {"loss": "mse"}},
+        diagnostics={"bounds": True, "rows": 20},
+        optimizer={"lr": 0.002},
+        epochs=1,
+    )
+    teacher = teacher_of(run)
+    training = Training(run, rows_of(run, teacher))
+    (metrics,) = training.fit().history
+    (live,) = Training(run).fit(teacher=teacher).history
+    pair = matched(training.step.student, taught(training.reader.held_out(20), teacher))
+    assert len(pair.label) == 20
+    expected = bounds(pair)
+    for name, value in expected.items():
+        assert metrics[name] == pytest.approx(value, rel=2e-2, abs=1e-3), name  # half precision
+        assert live[name] == pytest.approx(metrics[name], rel=2e-2, abs=1e-3), name
+    reach = metrics["bounds/student_head.lipschitz"] * metrics["bounds/class_wasserstein_1"]
+    assert metrics["bounds/student_head.gap"] <= reach
+    assert metrics["bounds/student_risk_bound"] >= metrics["bounds/student_head.student_risk"]
+
+
+def test_a_control_with_bounds_keeps_its_teacher() -> None:
+    off = run_of(teacher=TEACHER, losses={"ce": {}, "kd": {"weight": 0}})
+    watched = run_of(
+        teacher=TEACHER, losses={"ce": {}, "kd": {"weight": 0}}, diagnostics={"bounds": True}
+    )
+    assert not watched.is_taught
+    alone = run_of(losses={"ce": {}})
+    assert off.identity == alone.identity != watched.identity
 
 
 def test_evaluation_of_nothing_is_refused() -> None:

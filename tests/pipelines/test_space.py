@@ -15,9 +15,10 @@ from torch import Tensor
 
 from kdcore.losses import LOSSES, Logits
 from pipelines import config, space
-from pipelines.config import RunConfig, validated
+from pipelines.config import RunConfig
 from pipelines.loading import load
 from pipelines.space import SweepConfig, changed, override
+from pipelines.strict import validated
 
 TOY: dict[str, Any] = {
     "name": "toy",

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
+from kdcore.teachers import taught
 from kdcore.types import Classifier
 from pipelines import cache
 from pipelines.build import build_student, build_teacher, checked
 from pipelines.cluster import cluster
 from pipelines.config import ModelConfig, RunConfig, plain
-from pipelines.data import TeacherRows, whole
+from pipelines.data import Reader, TeacherRows, whole
+from pipelines.diagnostics import Matched, matched
+from pipelines.figures import History, joint_embedding, learning_curves, risk_bounds
 from pipelines.loop import Metrics, evaluate, pick_device
 from pipelines.models import Served, load_weights
 from pipelines.sources import Pictures, read_pictures, split
@@ -21,6 +25,7 @@ from pipelines.train import Finished, Inputs, OnEpoch, finished, train_here, tra
 
 # Told of progress: the stage, how much of it is done and of how much, a note.
 Watch = Callable[[str, int, int, str], None]
+PICTURES_DRAWN = 300
 
 
 def prepared(
@@ -87,6 +92,8 @@ def train(run: RunConfig, *, watch: Watch, tracker: Tracker, verbose: bool = Fal
             with cluster(verbose=verbose):
                 result = train_on_workers(run, inputs, follow)
         log_student(tracked, run, result, inputs.pictures)
+        histories = {run.name: [result.history]}
+        log_figures(tracked, run, result, inputs, histories, folder=result.folder)
     return result
 
 
@@ -120,6 +127,37 @@ def log_student(tracked: TrackedRun, run: RunConfig, result: Finished, pictures:
     load_weights(net, result.weights)
     served = Served(net, mean=run.data.mean, std=run.data.std)
     return tracked.log_student(served, pictures.image[:2])
+
+
+def log_figures(
+    tracked: TrackedRun,
+    run: RunConfig,
+    result: Finished,
+    inputs: Inputs,
+    histories: Mapping[str, Sequence[History]],
+    *,
+    folder: Path,
+    control: str = "",
+) -> None:
+    """Draw what the runs of ``histories`` measured and where ``run``'s best student stands."""
+    drawn = {"curves": learning_curves(histories, control=control)}
+    if run.diagnostics.bounds:
+        drawn["bounds"] = risk_bounds(histories, control=control)
+    if inputs.network is not None:
+        pair = matched_student(run, result, inputs)
+        if pair.student.shape == pair.teacher.shape:
+            drawn["embedding"] = joint_embedding(pair)
+    for name, figure in drawn.items():
+        figure.savefig(folder / f"{name}.png")
+        tracked.log_artifact(folder / f"{name}.png")
+
+
+def matched_student(run: RunConfig, result: Finished, inputs: Inputs) -> Matched:
+    """The best student beside its teacher on the pictures of a figure."""
+    student = build_student(run, inputs.pictures)
+    load_weights(student.net, result.weights)
+    batches = Reader(run, inputs.pictures, inputs.rows).held_out(PICTURES_DRAWN)
+    return matched(student, batches if inputs.teacher is None else taught(batches, inputs.teacher))
 
 
 def tested(run: RunConfig, model: ModelConfig) -> Metrics:

@@ -15,7 +15,7 @@ from pipelines.config import RunConfig, digest, plain
 from pipelines.loop import Metrics
 from pipelines.report import Row, Trial, best_trial, ranked
 from pipelines.space import Range, SweepConfig, changed, grid_points, neighbours
-from pipelines.tracking import Tracker
+from pipelines.tracking import TrackedRun, Tracker
 from pipelines.train import RESULT, Finished, Inputs, finished
 from pipelines.trial import inputs_key
 from pipelines.trials import run_trials
@@ -50,10 +50,11 @@ def sweep(config: SweepConfig, *, watch: jobs.Watch, tracker: Tracker, verbose: 
         with tracker.start(name, params=plain(config), tags=tags) as parent:
             trials = run_trials(config, inputs, watch=watch, tracker=tracker, parent=parent)
             outcome = _judged(config, trials, inputs)
-            pictures = inputs[inputs_key(outcome.best.run)].pictures
-            jobs.log_student(parent, outcome.best.run, outcome.student, pictures)
+            held = inputs[inputs_key(outcome.best.run)]
+            jobs.log_student(parent, outcome.best.run, outcome.student, held.pictures)
             parent.log(outcome.test, epoch=0)
             parent.log_artifact(outcome.folder / OUTCOME)
+            _log_figures(parent, outcome, held)
     return outcome
 
 
@@ -119,6 +120,23 @@ def _judged(config: SweepConfig, trials: list[Trial], inputs: Mapping[str, Input
     outcome.folder.mkdir(parents=True, exist_ok=True)
     (outcome.folder / OUTCOME).write_text(json.dumps(_summary(outcome), indent=1) + "\n")
     return outcome
+
+
+def _log_figures(parent: TrackedRun, outcome: Outcome, inputs: Inputs) -> None:
+    jobs.log_figures(
+        parent,
+        outcome.best.run,
+        outcome.student,
+        inputs,
+        {row.label: _histories(row) for row in outcome.rows},
+        folder=outcome.folder,
+        control=next((row.label for row in outcome.rows if row.is_control), ""),
+    )
+
+
+def _histories(row: Row) -> list[list[Metrics]]:
+    runs = [finished(trial.run) for trial in row.trials]
+    return [done.history for done in runs if done is not None]
 
 
 def _teacher_metrics(run: RunConfig, inputs: Inputs) -> Metrics:

@@ -153,14 +153,18 @@ def test_train_evaluate_and_again(kd: Kd, toy_run: Path, workdir: Path, local_ra
     early = kd("evaluate", toy_run)
     assert early.exit_code == 2
     assert "has not been trained" in early.stderr
-    first = kd("train", toy_run)
+    # as wide as its teacher, so that there is a plane for both
+    toy = (toy_run, "--set", "student.params.width=8")
+    first = kd("train", *toy)
     assert first.exit_code == 0
     student = next(line for line in first.stdout.splitlines() if line.startswith("student: "))
     assert (workdir / student.removeprefix("student: ")).is_file()
-    again = kd("train", toy_run)
+    folder = (workdir / student.removeprefix("student: ")).parent
+    assert {path.name for path in folder.glob("*.png")} == {"curves.png", "embedding.png"}
+    again = kd("train", *toy)
     assert "found finished in" in again.stdout
     assert student in again.stdout
-    evaluated = kd("evaluate", toy_run)
+    evaluated = kd("evaluate", *toy)
     assert evaluated.exit_code == 0
     names = dict(line.split() for line in evaluated.stdout.splitlines())
     assert set(names) == {"test/top1", "test/nll", "test/calibration_error"}

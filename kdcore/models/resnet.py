@@ -12,8 +12,10 @@ def cifar_resnet(
 ) -> nn.Module:
     """ResNet of ``depth`` = 6n + 2 layers for small pictures, widths w, 2w, 4w.
 
-    Layers: ``layer1``, ``layer2``, ``layer3``, each with blocks ``.0`` to ``.n-1``. Parameter names
-    are those of the checkpoints that circulate for CIFAR-10.
+    Layers: ``layer1``, ``layer2``, ``layer3``, each with blocks ``.0`` to ``.n-1``. A block's sum
+    before its last ReLU is its ``.preactivation``: of ResNet-20's second stage,
+    ``layer2.2.preactivation``. Parameter names are those of the checkpoints that circulate for
+    CIFAR-10.
 
     Source: He et al. 2016, arXiv:1512.03385, section 4.2, with shortcut option A.
     """
@@ -49,12 +51,13 @@ class _BasicBlock(nn.Module):
         self.bn1 = nn.BatchNorm2d(out_channels)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(out_channels)
+        self.preactivation = nn.Identity()  # gives the sum a path, so that it can be tapped
         self.stride = stride
         self.added_channels = out_channels - in_channels
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d i j"]:
         out = F.relu(self.bn1(self.conv1(x)))
-        return F.relu(self.bn2(self.conv2(out)) + self._shortcut(x))
+        return F.relu(self.preactivation(self.bn2(self.conv2(out)) + self._shortcut(x)))
 
     def _shortcut(self, x: Tensor) -> Tensor:
         if self.added_channels == 0:

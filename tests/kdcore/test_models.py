@@ -1,17 +1,35 @@
-"""The networks of the table: their sizes as published, and that they train."""
+"""The networks of the table: their sizes as published, their layers, and that they train."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
 
 from kdcore.models import MODELS
 from kdcore.models.resnet import cifar_resnet
+from kdcore.taps import Tapped
 
 
 def num_parameters(name: str, num_classes: int) -> int:
-    return sum(parameter.numel() for parameter in MODELS[name](num_classes).parameters())
+    net = MODELS[name](num_classes)
+    return sum(parameter.numel() for parameter in net.parameters())
+
+
+def same(actual: object, expected: object) -> None:
+    torch.testing.assert_close(actual, expected, rtol=0, atol=0)
+
+
+def features(net: nn.Module, *layers: str) -> Mapping[str, Tensor]:
+    """The named layers, for two random pictures of 32x32."""
+    with torch.no_grad():
+        return Tapped(net.eval(), layers)(torch.randn(2, 3, 32, 32)).features
+
+
+# --- sizes ------------------------------------------------------------------------------------
 
 
 # He et al. 2016, table 6: 0.27, 0.46, 0.66, 0.85 and 1.7 million; to the digit, what public
@@ -50,13 +68,60 @@ def test_a_depth_that_is_not_6n_plus_2_is_refused(depth: int) -> None:
         cifar_resnet(depth, 10)
 
 
+# --- layers -----------------------------------------------------------------------------------
+
+# channels and height of the layers that the literature compares, for pictures of 32x32
+STAGES: Mapping[str, Mapping[str, tuple[int, int]]] = {
+    "resnet8": {"layer1": (16, 32), "layer2": (32, 16), "layer3": (64, 8)},
+}
+
+# the layer before the last ReLU of another
+BEFORE_RELU: Mapping[str, Mapping[str, str]] = {
+    "convnet": {f"block{i}.1": f"block{i}" for i in (1, 2, 3)},
+    "resnet8": {f"layer{i}.0.preactivation": f"layer{i}" for i in (1, 2, 3)},
+    "resnet20": {f"layer{i}.2.preactivation": f"layer{i}" for i in (1, 2, 3)},
+}
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_the_stages_have_their_published_widths_and_resolutions(name: str) -> None:
+    seen = features(MODELS[name](5), *STAGES[name])
+    for layer, (channels, height) in STAGES[name].items():
+        assert seen[layer].shape == (2, channels, height, height), layer
+
+
+@pytest.mark.parametrize("name", BEFORE_RELU)
+def test_a_layer_is_the_relu_of_the_layer_before_it(name: str) -> None:
+    seen = features(MODELS[name](5), *BEFORE_RELU[name], *BEFORE_RELU[name].values())
+    for before, after in BEFORE_RELU[name].items():
+        assert bool((seen[before] < 0).any()), before
+        same(F.relu(seen[before]), seen[after])
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_model_ends_in_one_linear_layer_whose_input_is_the_embedding(name: str) -> None:
+    net = MODELS[name](5).eval()
+    (linear,) = (module for module in net.modules() if isinstance(module, nn.Linear))
+    with torch.no_grad():
+        outputs = Tapped(net)(torch.randn(2, 3, 16, 16))
+    embedding = outputs.features["embedding"]
+    assert embedding.shape == (2, linear.in_features)
+    same(F.linear(embedding, linear.weight, linear.bias), outputs.logits)
+
+
+# --- blocks: a silenced branch leaves the shortcut --------------------------------------------
+
+
 def test_a_narrowing_shortcut_strides_and_pads_with_zero_channels() -> None:
     block = cifar_resnet(8, 10, width=2).layer2[0].eval()
-    torch.nn.init.zeros_(block.bn2.weight)  # silences the branch, leaves the shortcut
+    nn.init.zeros_(block.bn2.weight)
     x = torch.rand(3, 2, 6, 6)
     nothing = torch.zeros(3, 1, 3, 3)
     expected = torch.cat([nothing, x[:, :, ::2, ::2], nothing], dim=1)
     torch.testing.assert_close(block(x), expected)
+
+
+# --- every model ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", MODELS)

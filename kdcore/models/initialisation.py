@@ -1,0 +1,24 @@
+"""The first weights of the networks, drawn as their sources draw them."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import nn
+
+
+def draw_convolutions(net: nn.Module, *, fan: Literal["fan_in", "fan_out"]) -> None:
+    r"""Draw every convolution's weights from a Gaussian that keeps the variance through ReLUs.
+
+    .. math:: w \sim N(0, 2 / n), \quad n = k^2 c_{in} \text{ or } k^2 c_{out}
+
+    Biases become zero. ``fan_in`` keeps the variance of what goes forward, ``fan_out`` that of the
+    gradients; a depthwise convolution's ``fan_out`` counts all channels, as the sources do.
+
+    Source: He et al. 2015, arXiv:1502.01852, equations 10 and 14.
+    """
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode=fan, nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)

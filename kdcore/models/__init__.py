@@ -15,9 +15,11 @@ from torch import nn
 
 from kdcore.models.convnet import convnet
 from kdcore.models.resnet import cifar_resnet, cifar_resnet_x4
+from kdcore.models.wide_resnet import wide_resnet
 
 MODELS: Mapping[str, Callable[..., nn.Module]] = {
     "convnet": convnet,
     **{f"resnet{depth}": partial(cifar_resnet, depth) for depth in (8, 14, 20, 32, 44, 56, 110)},
     **{f"resnet{depth}x4": partial(cifar_resnet_x4, depth) for depth in (8, 32)},
+    **{f"wrn_{d}_{k}": partial(wide_resnet, d, k) for d in (16, 40) for k in (1, 2)},
 }

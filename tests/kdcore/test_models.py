@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from kdcore.models import MODELS
 from kdcore.models.resnet import cifar_resnet, cifar_resnet_x4
+from kdcore.models.wide_resnet import wide_resnet
 from kdcore.taps import Tapped
 
 
@@ -74,12 +75,22 @@ def test_a_resnet_with_projections_has_the_distillation_tables_number_of_paramet
     [
         ("resnet8x4", 1_233_540),
         ("resnet32x4", 7_433_860),
+        ("wrn_16_1", 180_916),
+        ("wrn_16_2", 703_284),
+        ("wrn_40_1", 569_780),
+        ("wrn_40_2", 2_255_156),
     ],
 )
 def test_a_network_of_the_distillation_tables_has_its_number_of_parameters(
     name: str, published: int
 ) -> None:
     assert num_parameters(name, 100) == published
+
+
+# Zagoruyko & Komodakis 2016, arXiv:1605.07146, the table of depths and widths on CIFAR
+@pytest.mark.parametrize(("name", "millions"), [("wrn_40_1", 0.6), ("wrn_40_2", 2.2)])
+def test_a_wide_resnet_has_its_paper_s_number_of_parameters(name: str, millions: float) -> None:
+    assert round(num_parameters(name, 10) / 1e6, 1) == millions
 
 
 @pytest.mark.parametrize("depth", [8, 14, 20, 110])
@@ -103,6 +114,12 @@ def test_a_depth_that_is_not_6n_plus_2_is_refused(depth: int) -> None:
             make(depth, 10)
 
 
+@pytest.mark.parametrize("depth", [20, 4, 0, -2, 17])
+def test_a_depth_that_is_not_6n_plus_4_is_refused(depth: int) -> None:
+    with pytest.raises(ValueError, match=rf"depth must be 6n \+ 4 .* got {depth}"):
+        wide_resnet(depth, 2, 10)
+
+
 @pytest.mark.usefixtures("without_shape_checks")
 def test_an_unknown_shortcut_is_refused() -> None:
     shortcut: Any = "A"
@@ -116,6 +133,8 @@ def test_an_unknown_shortcut_is_refused() -> None:
 STAGES: Mapping[str, Mapping[str, tuple[int, int]]] = {
     "resnet8": {"layer1": (16, 32), "layer2": (32, 16), "layer3": (64, 8)},
     "resnet8x4": {"layer1": (64, 32), "layer2": (128, 16), "layer3": (256, 8)},
+    "wrn_16_1": {"block1": (16, 32), "block2": (32, 16), "block3": (64, 8)},
+    "wrn_40_2": {"block1": (32, 32), "block2": (64, 16), "block3": (128, 8)},
 }
 
 # the layer before the last ReLU of another
@@ -141,6 +160,17 @@ def test_a_layer_is_the_relu_of_the_layer_before_it(name: str) -> None:
     for before, after in BEFORE_RELU[name].items():
         assert bool((seen[before] < 0).any()), before
         same(F.relu(seen[before]), seen[after])
+
+
+def test_the_relu_of_a_wide_resnets_stage_follows_the_next_stages_first_norm() -> None:
+    net = MODELS["wrn_40_2"](5)
+    seen = features(net, "block1", "block2.layer.0.bn1", "block2.layer.0.conv1", "block3", "bn1")
+    assert bool((seen["block1"] < 0).any())
+    same(seen["block2.layer.0.bn1"], net.block2.layer[0].bn1(seen["block1"]))
+    active = F.relu(seen["block2.layer.0.bn1"])
+    same(seen["block2.layer.0.conv1"], net.block2.layer[0].conv1(active))
+    same(seen["bn1"], net.bn1(seen["block3"]))
+    same(F.relu(seen["bn1"]).mean(dim=(2, 3)), seen["embedding"])
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -187,6 +217,22 @@ def test_only_a_stage_that_adds_channels_has_more_than_an_identity(shortcut: Any
     assert [kind is nn.Identity for kind in kinds] == [True, True, False, True]
 
 
+def test_a_wide_block_of_equal_width_adds_its_input_as_it_came() -> None:
+    block = wide_resnet(10, 1, 10).block1.layer[0].eval()
+    nn.init.zeros_(block.conv2.weight)
+    x = torch.randn(2, 16, 4, 4)
+    same(block(x), x)
+
+
+def test_a_wide_block_that_widens_projects_its_activation() -> None:
+    block = wide_resnet(10, 1, 10).block2.layer[0].eval()
+    nn.init.zeros_(block.conv2.weight)
+    x = torch.randn(2, 16, 4, 4)
+    activation = F.relu(x / (1 + block.bn1.eps) ** 0.5)[:, :, ::2, ::2]
+    weight = block.convShortcut.weight[:, :, 0, 0]
+    torch.testing.assert_close(block(x), torch.einsum("dc,bchw->bdhw", weight, activation))
+
+
 # --- first weights ----------------------------------------------------------------------------
 
 
@@ -196,6 +242,7 @@ def test_only_a_stage_that_adds_channels_has_more_than_an_identity(shortcut: Any
         ("resnet20", {}, "layer3.0.conv1", 9 * 32),  # fan-in
         ("resnet20", {"shortcut": "projection"}, "layer3.0.conv1", 9 * 64),  # fan-out from here
         ("resnet8x4", {}, "layer3.0.downsample.0", 256),
+        ("wrn_16_2", {}, "block3.layer.0.conv1", 9 * 128),
     ],
 )
 def test_a_convolution_starts_with_the_standard_deviation_of_its_source(

@@ -15,6 +15,7 @@ from torch import nn
 
 from kdcore.models.convnet import convnet
 from kdcore.models.resnet import cifar_resnet, cifar_resnet_x4
+from kdcore.models.vgg import vgg
 from kdcore.models.wide_resnet import wide_resnet
 
 MODELS: Mapping[str, Callable[..., nn.Module]] = {
@@ -22,4 +23,6 @@ MODELS: Mapping[str, Callable[..., nn.Module]] = {
     **{f"resnet{depth}": partial(cifar_resnet, depth) for depth in (8, 14, 20, 32, 44, 56, 110)},
     **{f"resnet{depth}x4": partial(cifar_resnet_x4, depth) for depth in (8, 32)},
     **{f"wrn_{d}_{k}": partial(wide_resnet, d, k) for d in (16, 40) for k in (1, 2)},
+    "vgg8": partial(vgg, 1),
+    "vgg13": partial(vgg, 2),
 }

@@ -22,3 +22,12 @@ def draw_convolutions(net: nn.Module, *, fan: Literal["fan_in", "fan_out"]) -> N
             nn.init.kaiming_normal_(module.weight, mode=fan, nonlinearity="relu")
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
+
+
+def draw_classifier(linear: nn.Linear) -> None:
+    """Draw a classifier's weights with standard deviation 0.01; its bias becomes zero.
+
+    Source: the code of Tian, Krishnan & Isola 2020 (CRD), arXiv:1910.10699, VGG and MobileNetV2.
+    """
+    nn.init.normal_(linear.weight, std=0.01)
+    nn.init.zeros_(linear.bias)

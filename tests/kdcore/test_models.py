@@ -79,6 +79,8 @@ def test_a_resnet_with_projections_has_the_distillation_tables_number_of_paramet
         ("wrn_16_2", 703_284),
         ("wrn_40_1", 569_780),
         ("wrn_40_2", 2_255_156),
+        ("vgg8", 3_965_028),
+        ("vgg13", 9_462_180),
     ],
 )
 def test_a_network_of_the_distillation_tables_has_its_number_of_parameters(
@@ -135,6 +137,8 @@ STAGES: Mapping[str, Mapping[str, tuple[int, int]]] = {
     "resnet8x4": {"layer1": (64, 32), "layer2": (128, 16), "layer3": (256, 8)},
     "wrn_16_1": {"block1": (16, 32), "block2": (32, 16), "block3": (64, 8)},
     "wrn_40_2": {"block1": (32, 32), "block2": (64, 16), "block3": (128, 8)},
+    "vgg8": {"block0": (64, 32), "block1": (128, 16), "block2": (256, 8), "block4": (512, 4)},
+    "vgg13": {"block0": (64, 32), "block1": (128, 16), "block2": (256, 8), "block3": (512, 4)},
 }
 
 # the layer before the last ReLU of another
@@ -144,6 +148,8 @@ BEFORE_RELU: Mapping[str, Mapping[str, str]] = {
     "resnet20": {f"layer{i}.2.preactivation": f"layer{i}" for i in (1, 2, 3)},
     "resnet8x4": {f"layer{i}.0.preactivation": f"layer{i}" for i in (1, 2, 3)},
     "resnet32x4": {f"layer{i}.4.preactivation": f"layer{i}" for i in (1, 2, 3)},
+    "vgg8": {f"block{i}.1": f"block{i}" for i in range(5)},
+    "vgg13": {f"block{i}.4": f"block{i}" for i in range(5)},
 }
 
 
@@ -243,6 +249,7 @@ def test_a_wide_block_that_widens_projects_its_activation() -> None:
         ("resnet20", {"shortcut": "projection"}, "layer3.0.conv1", 9 * 64),  # fan-out from here
         ("resnet8x4", {}, "layer3.0.downsample.0", 256),
         ("wrn_16_2", {}, "block3.layer.0.conv1", 9 * 128),
+        ("vgg8", {}, "block1.0", 9 * 128),
     ],
 )
 def test_a_convolution_starts_with_the_standard_deviation_of_its_source(
@@ -252,6 +259,13 @@ def test_a_convolution_starts_with_the_standard_deviation_of_its_source(
     expected, error = (2 / fan) ** 0.5, weight.numel() ** -0.5  # relative, of an estimated mean
     assert weight.std().item() == pytest.approx(expected, rel=4 * error / 2**0.5)
     assert abs(weight.mean().item()) < 4 * error * expected
+
+
+@pytest.mark.parametrize("name", ["vgg8"])
+def test_a_classifier_starts_small_where_its_source_does(name: str) -> None:
+    (linear,) = (module for module in MODELS[name](100).modules() if isinstance(module, nn.Linear))
+    assert linear.weight.std().item() == pytest.approx(0.01, rel=0.02)
+    same(linear.bias, torch.zeros(100))
 
 
 # --- every model ------------------------------------------------------------------------------

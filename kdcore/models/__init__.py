@@ -14,6 +14,7 @@ from functools import partial
 from torch import nn
 
 from kdcore.models.convnet import convnet
+from kdcore.models.mobilenet import mobilenet_v2
 from kdcore.models.resnet import cifar_resnet, cifar_resnet_x4
 from kdcore.models.vgg import vgg
 from kdcore.models.wide_resnet import wide_resnet
@@ -25,4 +26,5 @@ MODELS: Mapping[str, Callable[..., nn.Module]] = {
     **{f"wrn_{d}_{k}": partial(wide_resnet, d, k) for d in (16, 40) for k in (1, 2)},
     "vgg8": partial(vgg, 1),
     "vgg13": partial(vgg, 2),
+    "mobilenet_v2": mobilenet_v2,
 }

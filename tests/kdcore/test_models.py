@@ -81,6 +81,7 @@ def test_a_resnet_with_projections_has_the_distillation_tables_number_of_paramet
         ("wrn_40_2", 2_255_156),
         ("vgg8", 3_965_028),
         ("vgg13", 9_462_180),
+        ("mobilenet_v2", 812_836),
     ],
 )
 def test_a_network_of_the_distillation_tables_has_its_number_of_parameters(
@@ -139,6 +140,8 @@ STAGES: Mapping[str, Mapping[str, tuple[int, int]]] = {
     "wrn_40_2": {"block1": (32, 32), "block2": (64, 16), "block3": (128, 8)},
     "vgg8": {"block0": (64, 32), "block1": (128, 16), "block2": (256, 8), "block4": (512, 4)},
     "vgg13": {"block0": (64, 32), "block1": (128, 16), "block2": (256, 8), "block3": (512, 4)},
+    "mobilenet_v2": {"blocks.1": (12, 16), "blocks.2": (16, 8), "blocks.4": (48, 4)}
+    | {"blocks.6": (160, 2), "conv2": (1280, 2)},
 }
 
 # the layer before the last ReLU of another
@@ -150,6 +153,7 @@ BEFORE_RELU: Mapping[str, Mapping[str, str]] = {
     "resnet32x4": {f"layer{i}.4.preactivation": f"layer{i}" for i in (1, 2, 3)},
     "vgg8": {f"block{i}.1": f"block{i}" for i in range(5)},
     "vgg13": {f"block{i}.4": f"block{i}" for i in range(5)},
+    "mobilenet_v2": {"conv1.1": "conv1", "conv2.1": "conv2"},
 }
 
 
@@ -177,6 +181,11 @@ def test_the_relu_of_a_wide_resnets_stage_follows_the_next_stages_first_norm() -
     same(seen["block2.layer.0.conv1"], net.block2.layer[0].conv1(active))
     same(seen["bn1"], net.bn1(seen["block3"]))
     same(F.relu(seen["bn1"]).mean(dim=(2, 3)), seen["embedding"])
+
+
+@pytest.mark.parametrize("name", ["blocks.1", "blocks.2", "blocks.4", "blocks.6"])
+def test_no_relu_follows_a_stage_of_mobilenet(name: str) -> None:
+    assert bool((features(MODELS["mobilenet_v2"](5), name)[name] < 0).any())
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -239,6 +248,21 @@ def test_a_wide_block_that_widens_projects_its_activation() -> None:
     torch.testing.assert_close(block(x), torch.einsum("dc,bchw->bdhw", weight, activation))
 
 
+@pytest.mark.parametrize(("number", "adds"), [(0, False), (1, True)])
+def test_a_mobilenet_block_adds_its_input_where_the_shapes_agree(number: int, adds: bool) -> None:
+    block = MODELS["mobilenet_v2"](10).blocks[1][number].eval()
+    nn.init.zeros_(block.conv[7].weight)
+    x = torch.randn(2, 12 if adds else 8, 4, 4)
+    same(block(x), x if adds else torch.zeros(2, 12, 4, 4))
+
+
+def test_mobilenet_of_full_width_has_the_papers_channels() -> None:
+    net = MODELS["mobilenet_v2"](10, width_multiplier=1.0)
+    widths = [net.conv1[0].out_channels, *(stage[-1].conv[6].out_channels for stage in net.blocks)]
+    assert widths == [32, 16, 24, 32, 64, 96, 160, 320]
+    assert net.classifier[0].in_features == 1280
+
+
 # --- first weights ----------------------------------------------------------------------------
 
 
@@ -250,6 +274,8 @@ def test_a_wide_block_that_widens_projects_its_activation() -> None:
         ("resnet8x4", {}, "layer3.0.downsample.0", 256),
         ("wrn_16_2", {}, "block3.layer.0.conv1", 9 * 128),
         ("vgg8", {}, "block1.0", 9 * 128),
+        ("mobilenet_v2", {}, "blocks.6.0.conv.0", 480),
+        ("mobilenet_v2", {}, "blocks.6.0.conv.3", 9 * 480),
     ],
 )
 def test_a_convolution_starts_with_the_standard_deviation_of_its_source(
@@ -261,7 +287,7 @@ def test_a_convolution_starts_with_the_standard_deviation_of_its_source(
     assert abs(weight.mean().item()) < 4 * error * expected
 
 
-@pytest.mark.parametrize("name", ["vgg8"])
+@pytest.mark.parametrize("name", ["vgg8", "mobilenet_v2"])
 def test_a_classifier_starts_small_where_its_source_does(name: str) -> None:
     (linear,) = (module for module in MODELS[name](100).modules() if isinstance(module, nn.Linear))
     assert linear.weight.std().item() == pytest.approx(0.01, rel=0.02)

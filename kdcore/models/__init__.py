@@ -16,6 +16,7 @@ from torch import nn
 from kdcore.models.convnet import convnet
 from kdcore.models.mobilenet import mobilenet_v2
 from kdcore.models.resnet import cifar_resnet, cifar_resnet_x4
+from kdcore.models.shufflenet import shufflenet_v1, shufflenet_v2
 from kdcore.models.vgg import vgg
 from kdcore.models.wide_resnet import wide_resnet
 
@@ -27,4 +28,6 @@ MODELS: Mapping[str, Callable[..., nn.Module]] = {
     "vgg8": partial(vgg, 1),
     "vgg13": partial(vgg, 2),
     "mobilenet_v2": mobilenet_v2,
+    "shufflenet_v1": shufflenet_v1,
+    "shufflenet_v2": shufflenet_v2,
 }

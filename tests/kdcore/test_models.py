@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from kdcore.models import MODELS
 from kdcore.models.resnet import cifar_resnet, cifar_resnet_x4
+from kdcore.models.shufflenet import channel_shuffle
 from kdcore.models.wide_resnet import wide_resnet
 from kdcore.taps import Tapped
 
@@ -82,6 +83,8 @@ def test_a_resnet_with_projections_has_the_distillation_tables_number_of_paramet
         ("vgg8", 3_965_028),
         ("vgg13", 9_462_180),
         ("mobilenet_v2", 812_836),
+        ("shufflenet_v1", 949_258),
+        ("shufflenet_v2", 1_355_528),
     ],
 )
 def test_a_network_of_the_distillation_tables_has_its_number_of_parameters(
@@ -142,6 +145,8 @@ STAGES: Mapping[str, Mapping[str, tuple[int, int]]] = {
     "vgg13": {"block0": (64, 32), "block1": (128, 16), "block2": (256, 8), "block3": (512, 4)},
     "mobilenet_v2": {"blocks.1": (12, 16), "blocks.2": (16, 8), "blocks.4": (48, 4)}
     | {"blocks.6": (160, 2), "conv2": (1280, 2)},
+    "shufflenet_v1": {"layer1": (240, 16), "layer2": (480, 8), "layer3": (960, 4)},
+    "shufflenet_v2": {"layer1": (116, 16), "layer2": (232, 8), "layer3": (464, 4)},
 }
 
 # the layer before the last ReLU of another
@@ -154,6 +159,10 @@ BEFORE_RELU: Mapping[str, Mapping[str, str]] = {
     "vgg8": {f"block{i}.1": f"block{i}" for i in range(5)},
     "vgg13": {f"block{i}.4": f"block{i}" for i in range(5)},
     "mobilenet_v2": {"conv1.1": "conv1", "conv2.1": "conv2"},
+    "shufflenet_v1": {"layer1.3.preactivation": "layer1", "layer2.7.preactivation": "layer2"}
+    | {"layer3.3.preactivation": "layer3"},
+    "shufflenet_v2": {"layer1.3.preactivation": "layer1", "layer2.7.preactivation": "layer2"}
+    | {"layer3.3.preactivation": "layer3"},
 }
 
 
@@ -181,6 +190,11 @@ def test_the_relu_of_a_wide_resnets_stage_follows_the_next_stages_first_norm() -
     same(seen["block2.layer.0.conv1"], net.block2.layer[0].conv1(active))
     same(seen["bn1"], net.bn1(seen["block3"]))
     same(F.relu(seen["bn1"]).mean(dim=(2, 3)), seen["embedding"])
+
+
+def test_the_last_relu_of_shufflenet_v2_follows_its_last_norm() -> None:
+    seen = features(MODELS["shufflenet_v2"](5), "bn2")
+    same(F.relu(seen["bn2"]).mean(dim=(2, 3)), seen["embedding"])
 
 
 @pytest.mark.parametrize("name", ["blocks.1", "blocks.2", "blocks.4", "blocks.6"])
@@ -261,6 +275,40 @@ def test_mobilenet_of_full_width_has_the_papers_channels() -> None:
     widths = [net.conv1[0].out_channels, *(stage[-1].conv[6].out_channels for stage in net.blocks)]
     assert widths == [32, 16, 24, 32, 64, 96, 160, 320]
     assert net.classifier[0].in_features == 1280
+
+
+@pytest.mark.parametrize("groups", [1, 2, 3, 4])
+def test_a_shuffle_deals_the_channels_of_the_groups_out_in_turn(groups: int) -> None:
+    x = torch.randn(2, 12, 3, 2)
+    expected = torch.empty_like(x)
+    for group in range(groups):
+        for number in range(12 // groups):
+            expected[:, number * groups + group] = x[:, group * (12 // groups) + number]
+    same(channel_shuffle(x, groups), expected)
+
+
+def test_a_group_unit_at_stride_2_sets_its_pooled_input_beside_its_branch() -> None:
+    unit = MODELS["shufflenet_v1"](10).layer1[0].eval()
+    nn.init.zeros_(unit.bn3.weight)
+    pooled = torch.tensor([[4, 6], [6, 9]]) / 9  # ones, averaged with the zeros around them
+    expected = torch.cat([torch.zeros(1, 216, 2, 2), pooled.expand(1, 24, 2, 2)], dim=1)
+    torch.testing.assert_close(unit(torch.ones(1, 24, 4, 4)), expected)
+
+
+def test_a_group_unit_at_stride_1_adds_its_input() -> None:
+    unit = MODELS["shufflenet_v1"](10).layer1[1].eval()
+    nn.init.zeros_(unit.bn3.weight)
+    x = torch.rand(2, 240, 4, 4)
+    same(unit(x), x)
+
+
+def test_a_split_unit_keeps_one_half_of_its_channels_and_changes_the_other_alone() -> None:
+    unit = MODELS["shufflenet_v2"](10).layer1[1].eval()
+    first, second = torch.rand(2, 116, 4, 4), torch.rand(2, 116, 4, 4)
+    out = unit(torch.cat([first[:, :58], second[:, 58:]], dim=1))
+    same(out[:, 0::2], first[:, :58])
+    same(out[:, 1::2], unit(second)[:, 1::2])
+    assert bool((unit(first)[:, 1::2] != out[:, 1::2]).any())
 
 
 # --- first weights ----------------------------------------------------------------------------

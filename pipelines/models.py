@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +39,12 @@ def build_network(model: ModelConfig, *, num_classes: int, in_channels: int) -> 
 def load_weights(net: nn.Module, path: Path) -> None:
     """Load a state dict from safetensors, or from a .pth that holds tensors only.
 
-    A prefix ``module.`` that DDP has left is removed. Raises ValueError that names the first tensor
+    A prefix ``module.`` that DataParallel or DDP has left is removed, and a classifier ``fc`` is
+    read where the network calls its own ``linear``. Raises ValueError that names the first tensor
     that is missing, not expected, or of another shape.
     """
-    state = {name.removeprefix("module."): held for name, held in read_weights(path).items()}
     own = net.state_dict()
+    state = _under_names_of(own, read_weights(path))
     problems = [
         *(f"lacks {name}" for name in own if name not in state),
         *(f"has {name}, unknown to the network" for name in state if name not in own),
@@ -105,6 +106,14 @@ class Served(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         logits: Tensor = self.net((image.float() / 255 - self.mean) / self.std)
         return logits
+
+
+def _under_names_of(own: Container[str], read: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    state = {name.removeprefix("module."): held for name, held in read.items()}
+    if "linear.weight" not in own or any(name.startswith("linear.") for name in state):
+        return state
+    ours = {"fc.weight": "linear.weight", "fc.bias": "linear.bias"}
+    return {ours.get(name, name): held for name, held in state.items()}
 
 
 def _ours(name: str, num_classes: int, in_channels: int, params: Mapping[str, Any]) -> nn.Module:

@@ -175,6 +175,50 @@ def test_weights_are_loaded_from_every_form(tmp_path: Path, suffix: str, prefix:
     exactly_the_same(build("convnet", params={"width": 2}, weights=path), trained)
 
 
+def renamed(net: nn.Module, old: str, new: str) -> dict[str, Tensor]:
+    return {name.replace(old, new): held for name, held in net.state_dict().items()}
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize("name", ["resnet8", "shufflenet_v2"])
+def test_a_classifier_fc_is_read_where_ours_is_called_linear(
+    tmp_path: Path, name: str, prefix: str
+) -> None:
+    trained, path = build(name), tmp_path / "theirs.safetensors"
+    state = renamed(trained, "linear.", "fc.")
+    assert "fc.weight" in state
+    save_weights({prefix + name: held for name, held in state.items()}, path)
+    exactly_the_same(build(name, weights=path), trained)
+
+
+def test_a_classifier_that_the_network_itself_calls_fc_keeps_its_name(tmp_path: Path) -> None:
+    trained, path = build("wrn_16_1"), tmp_path / "wrn.safetensors"
+    save_weights(trained.state_dict(), path)
+    exactly_the_same(build("wrn_16_1", weights=path), trained)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("linear.", "head.", "the file lacks linear.weight"),
+        ("downsample.", "shortcut.", "the file lacks layer2.0.downsample.0.weight"),
+    ],
+)
+def test_any_other_name_is_refused(tmp_path: Path, old: str, new: str, message: str) -> None:
+    model: dict[str, Any] = {"params": {"shortcut": "projection"}}
+    path = tmp_path / "theirs.safetensors"
+    save_weights(renamed(build("resnet8", **model), old, new), path)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        build("resnet8", weights=path, **model)
+
+
+def test_two_classifiers_in_a_file_are_refused(tmp_path: Path) -> None:
+    state, path = build("resnet8").state_dict(), tmp_path / "both.safetensors"
+    save_weights({**state, "fc.weight": state["linear.weight"].clone()}, path)
+    with pytest.raises(ValueError, match=r"has fc\.weight, unknown to the network"):
+        build("resnet8", weights=path)
+
+
 def test_weights_of_another_network_name_the_tensor_and_both_shapes(tmp_path: Path) -> None:
     path = tmp_path / "wide.safetensors"
     save_weights(small(width=3).state_dict(), path)

@@ -68,7 +68,10 @@ def save_weights(state: Mapping[str, Tensor], path: Path) -> None:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, or of a .pth that holds nothing else."""
+    """The tensors of a safetensors file, or of a .pth that holds them.
+
+    A .pth is a state dict, or a checkpoint with one under ``state_dict`` or ``model``.
+    """
     if not path.is_file():
         raise ValueError(f"no weights at {path}")
     try:
@@ -78,7 +81,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # bytes that are no pickle make the unpickler raise anything
         kind = type(error).__name__  # torch's own words advise to load code
         raise ValueError(f"weights {path} cannot be read as tensors only ({kind})") from None
-    state = state.get("state_dict", state) if isinstance(state, dict) else state
+    if isinstance(state, dict):
+        state = state.get("state_dict", state.get("model", state))
     named = isinstance(state, dict) and all(isinstance(name, str) for name in state)
     if not named or not state or not all(isinstance(held, Tensor) for held in state.values()):
         raise ValueError(f"weights {path} are not a state dict of tensors")

@@ -164,6 +164,11 @@ WRITERS: dict[str, Callable[[dict[str, Tensor], Path], None]] = {
     "safetensors": save_weights,
     "pth": torch.save,
     "pt": lambda state, path: torch.save({"state_dict": state, "epoch": 3}, path),
+    # as the teachers of CRD, which DKD and others after it download
+    "pth.tar": lambda state, path: torch.save(
+        {"epoch": 240, "model": state, "accuracy": torch.tensor(79.4), "optimizer": {"state": {}}},
+        path,
+    ),
 }
 
 
@@ -292,7 +297,9 @@ def test_a_pickle_with_code_is_refused_and_not_executed(tmp_path: Path, form: st
     assert sprung.exists()
 
 
-@pytest.mark.parametrize("content", [{"epoch": 3}, {}, [1], {"state_dict": 3}, {1: torch.ones(1)}])
+@pytest.mark.parametrize(
+    "content", [{"epoch": 3}, {}, [1], {"state_dict": 3}, {"model": 3}, {1: torch.ones(1)}]
+)
 def test_a_pickle_of_something_else_is_refused(tmp_path: Path, content: Any) -> None:
     path = tmp_path / "other.pth"
     torch.save(content, path)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from kdcore.checks import unknown_name
 from kdcore.models import MODELS
-from pipelines.config import ModelConfig
+from pipelines.config import SMALL_RESNETS, ModelConfig
 
 
 def build_network(model: ModelConfig, *, num_classes: int, in_channels: int) -> nn.Module:
@@ -23,6 +23,8 @@ def build_network(model: ModelConfig, *, num_classes: int, in_channels: int) -> 
     Raises ValueError for an unknown name, parameters that its constructor does not take, a stem
     that cannot be made small, and weights of another network.
     """
+    if model.name in SMALL_RESNETS:
+        model = model.model_copy(update={"name": SMALL_RESNETS[model.name], "stem": "small"})
     library, _, name = model.name.rpartition("/")
     make = {"": _ours, "timm": _timm, "torchvision": _torchvision}[library]
     try:

@@ -46,7 +46,8 @@ def exactly_the_same(actual: nn.Module, expected: nn.Module) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [*MODELS, "timm/test_resnet", "timm/test_vit", "torchvision/resnet18"]
+    "name",
+    [*MODELS, "resnet18_small", "timm/test_resnet", "timm/test_vit", "torchvision/resnet18"],
 )
 def test_a_network_has_the_classes_and_channels_of_the_run(name: str) -> None:
     net = build(name).eval()
@@ -148,6 +149,21 @@ def test_a_small_stem_keeps_the_resolution_of_small_pictures(
     with torch.inference_mode():
         assert net(torch.randn(1, 1, 32, 32)).shape == (1, 7)
     assert seen == {"layer1": (sizes[0],) * 2, "layer4": (sizes[1],) * 2}
+
+
+# the published ResNet-18, 34 and 50 for CIFAR-100: 11.22, 21.33 and 23.70 million
+@pytest.mark.parametrize(
+    ("depth", "published"), [(18, 11_220_132), (34, 21_328_292), (50, 23_705_252)]
+)
+def test_a_small_resnet_is_torchvisions_with_a_small_stem(depth: int, published: int) -> None:
+    def network(**model: Any) -> nn.Module:
+        with torch.device("meta"):  # shapes without values: nothing is drawn
+            return build_network(ModelConfig(**model), num_classes=100, in_channels=3)
+
+    net = network(name=f"resnet{depth}_small")
+    assert sum(parameter.numel() for parameter in net.parameters()) == published
+    spelled_out = network(name=f"torchvision/resnet{depth}", stem="small")
+    assert str(net) == str(spelled_out)
 
 
 @pytest.mark.parametrize(

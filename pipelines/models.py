@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+from collections import OrderedDict
 from collections.abc import Callable, Container, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,9 @@ from pipelines.config import SMALL_RESNETS, ModelConfig
 
 def build_network(model: ModelConfig, *, num_classes: int, in_channels: int) -> nn.Module:
     """The named network, with the run's classes and channels and, if given, its weights.
+
+    Where torchvision's residual blocks end in a ReLU, the sum before it is a layer as well, such as
+    ``layer4.1.relu.preactivation``.
 
     Raises ValueError for an unknown name, parameters that its constructor does not take, a stem
     that cannot be made small, and weights of another network.
@@ -149,6 +153,7 @@ def _torchvision(
     name: str, num_classes: int, in_channels: int, params: Mapping[str, Any]
 ) -> nn.Module:
     from torchvision import models
+    from torchvision.models.resnet import BasicBlock, Bottleneck
 
     if name not in models.list_models(models):
         raise ValueError(unknown_name("torchvision network", name, models.list_models(models)))
@@ -156,7 +161,20 @@ def _torchvision(
     path, first = _first_convolution(net)
     if first.in_channels != in_channels:
         _replace(net, path, _like(first, in_channels=in_channels))
+    for path, module in list(net.named_modules()):
+        if isinstance(module, BasicBlock | Bottleneck):
+            _name_preactivation(net, path + ".relu")
     return net
+
+
+def _name_preactivation(net: nn.Module, relu: str) -> None:
+    """Give what a ReLU reads a path, ``<relu>.preactivation``, so that it can be tapped.
+
+    A block of torchvision's ResNets has one ReLU for all of its places. A tap keeps what runs last,
+    so this is the sum before the ReLU that ends the block.
+    """
+    parts = OrderedDict(preactivation=nn.Identity(), relu=net.get_submodule(relu))
+    _replace(net, relu, nn.Sequential(parts))
 
 
 def _make_stem_small(net: nn.Module) -> None:

@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torchvision.models import resnet18
 
 from kdcore.models import MODELS
+from kdcore.taps import Tapped
 from pipelines.config import DataConfig, ModelConfig
 from pipelines.models import (
     Served,
@@ -164,6 +166,27 @@ def test_a_small_resnet_is_torchvisions_with_a_small_stem(depth: int, published:
     assert sum(parameter.numel() for parameter in net.parameters()) == published
     spelled_out = network(name=f"torchvision/resnet{depth}", stem="small")
     assert str(net) == str(spelled_out)
+
+
+@pytest.mark.parametrize(("name", "last"), [("resnet18", 1), ("resnet50", 2)])
+def test_a_stage_of_torchvisions_resnets_is_the_relu_of_its_preactivation(
+    name: str, last: int
+) -> None:
+    net = build(f"{name}_small").eval()
+    layers = ["layer1", f"layer1.{last}.relu.preactivation"]
+    with torch.inference_mode():
+        after, before = map(Tapped(net, layers)(torch.randn(2, 1, 16, 16)).features.get, layers)
+    assert before is not None
+    assert bool((before < 0).any())
+    torch.testing.assert_close(before.relu(), after, rtol=0, atol=0)
+
+
+def test_torchvisions_resnets_keep_their_weights_names_and_outputs() -> None:
+    theirs, model = resnet18(num_classes=7), ModelConfig(name="torchvision/resnet18")
+    ours = build_network(model, num_classes=7, in_channels=3)
+    ours.load_state_dict(theirs.state_dict())
+    image = torch.randn(2, 3, 64, 64)
+    torch.testing.assert_close(ours(image), theirs(image), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(

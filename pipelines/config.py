@@ -26,9 +26,14 @@ from kdcore.losses import LOSSES
 from kdcore.models import MODELS
 from pipelines.strict import Strict, problems
 
+# the literature's ResNets of four stages for small pictures: torchvision's, with a small stem
+SMALL_RESNETS: Mapping[str, str] = {
+    f"resnet{depth}_small": f"torchvision/resnet{depth}" for depth in (18, 34, 50)
+}
+
 
 class ModelConfig(Strict):
-    """A network by name: ours, ``timm/<name>`` or ``torchvision/<name>``."""
+    """A network by name: ours, ``timm/<name>``, ``torchvision/<name>`` or ``resnet18_small``."""
 
     name: str
     weights: Path | None = None  # .safetensors, or a .pth that holds a plain state dict
@@ -38,9 +43,10 @@ class ModelConfig(Strict):
     @field_validator("name")
     @classmethod
     def _known(cls, name: str) -> str:
-        if "/" not in name and name not in MODELS:
+        known = {*MODELS, *SMALL_RESNETS}
+        if "/" not in name and name not in known:
             raise ValueError(
-                unknown_name("network", name, MODELS) + "; others are timm/<name>, "
+                unknown_name("network", name, known) + "; others are timm/<name>, "
                 "torchvision/<name>"
             )
         if "/" in name and name.split("/")[0] not in ("timm", "torchvision"):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Callable, Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Container, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,20 @@ from torch import Tensor, nn
 
 from kdcore.checks import unknown_name
 from kdcore.models import MODELS
-from pipelines.config import ModelConfig
+from pipelines.config import SMALL_RESNETS, ModelConfig
 
 
 def build_network(model: ModelConfig, *, num_classes: int, in_channels: int) -> nn.Module:
     """The named network, with the run's classes and channels and, if given, its weights.
 
+    Where torchvision's residual blocks end in a ReLU, the sum before it is a layer as well, such as
+    ``layer4.1.relu.preactivation``.
+
     Raises ValueError for an unknown name, parameters that its constructor does not take, a stem
     that cannot be made small, and weights of another network.
     """
+    if model.name in SMALL_RESNETS:
+        model = model.model_copy(update={"name": SMALL_RESNETS[model.name], "stem": "small"})
     library, _, name = model.name.rpartition("/")
     make = {"": _ours, "timm": _timm, "torchvision": _torchvision}[library]
     try:
@@ -39,11 +45,12 @@ def build_network(model: ModelConfig, *, num_classes: int, in_channels: int) -> 
 def load_weights(net: nn.Module, path: Path) -> None:
     """Load a state dict from safetensors, or from a .pth that holds tensors only.
 
-    A prefix ``module.`` that DDP has left is removed. Raises ValueError that names the first tensor
+    A prefix ``module.`` that DataParallel or DDP has left is removed, and a classifier ``fc`` is
+    read where the network calls its own ``linear``. Raises ValueError that names the first tensor
     that is missing, not expected, or of another shape.
     """
-    state = {name.removeprefix("module."): held for name, held in read_weights(path).items()}
     own = net.state_dict()
+    state = _under_names_of(own, read_weights(path))
     problems = [
         *(f"lacks {name}" for name in own if name not in state),
         *(f"has {name}, unknown to the network" for name in state if name not in own),
@@ -67,7 +74,10 @@ def save_weights(state: Mapping[str, Tensor], path: Path) -> None:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, or of a .pth that holds nothing else."""
+    """The tensors of a safetensors file, or of a .pth that holds them.
+
+    A .pth is a state dict, or a checkpoint with one under ``state_dict`` or ``model``.
+    """
     if not path.is_file():
         raise ValueError(f"no weights at {path}")
     try:
@@ -77,7 +87,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # bytes that are no pickle make the unpickler raise anything
         kind = type(error).__name__  # torch's own words advise to load code
         raise ValueError(f"weights {path} cannot be read as tensors only ({kind})") from None
-    state = state.get("state_dict", state) if isinstance(state, dict) else state
+    if isinstance(state, dict):
+        state = state.get("state_dict", state.get("model", state))
     named = isinstance(state, dict) and all(isinstance(name, str) for name in state)
     if not named or not state or not all(isinstance(held, Tensor) for held in state.values()):
         raise ValueError(f"weights {path} are not a state dict of tensors")
@@ -107,6 +118,14 @@ class Served(nn.Module):
         return logits
 
 
+def _under_names_of(own: Container[str], read: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    state = {name.removeprefix("module."): held for name, held in read.items()}
+    if "linear.weight" not in own or any(name.startswith("linear.") for name in state):
+        return state
+    ours = {"fc.weight": "linear.weight", "fc.bias": "linear.bias"}
+    return {ours.get(name, name): held for name, held in state.items()}
+
+
 def _ours(name: str, num_classes: int, in_channels: int, params: Mapping[str, Any]) -> nn.Module:
     make: Callable[..., nn.Module] = MODELS[name]
     known = [
@@ -134,6 +153,7 @@ def _torchvision(
     name: str, num_classes: int, in_channels: int, params: Mapping[str, Any]
 ) -> nn.Module:
     from torchvision import models
+    from torchvision.models.resnet import BasicBlock, Bottleneck
 
     if name not in models.list_models(models):
         raise ValueError(unknown_name("torchvision network", name, models.list_models(models)))
@@ -141,7 +161,20 @@ def _torchvision(
     path, first = _first_convolution(net)
     if first.in_channels != in_channels:
         _replace(net, path, _like(first, in_channels=in_channels))
+    for path, module in list(net.named_modules()):
+        if isinstance(module, BasicBlock | Bottleneck):
+            _name_preactivation(net, path + ".relu")
     return net
+
+
+def _name_preactivation(net: nn.Module, relu: str) -> None:
+    """Give what a ReLU reads a path, ``<relu>.preactivation``, so that it can be tapped.
+
+    A block of torchvision's ResNets has one ReLU for all of its places. A tap keeps what runs last,
+    so this is the sum before the ReLU that ends the block.
+    """
+    parts = OrderedDict(preactivation=nn.Identity(), relu=net.get_submodule(relu))
+    _replace(net, relu, nn.Sequential(parts))
 
 
 def _make_stem_small(net: nn.Module) -> None:

@@ -10,7 +10,8 @@ from torch import nn
 def convnet(num_classes: int, in_channels: int = 3, *, width: int = 16) -> nn.Module:
     """Three 3x3 convolutions with BatchNorm and ReLU, widths w, 2w, 4w; average pool; classifier.
 
-    The second and third halve the resolution. Layers: ``block1``, ``block2``, ``block3``.
+    The second and third halve the resolution. Layers: ``block1``, ``block2``, ``block3``; before
+    their ReLU ``block1.1``, ``block2.1``, ``block3.1``.
     """
     widths = (in_channels, width, 2 * width, 4 * width)
     blocks = [

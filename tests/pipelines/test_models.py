@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torchvision.models import resnet18
 
 from kdcore.models import MODELS
+from kdcore.taps import Tapped
 from pipelines.config import DataConfig, ModelConfig
 from pipelines.models import (
     Served,
@@ -46,7 +48,8 @@ def exactly_the_same(actual: nn.Module, expected: nn.Module) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [*MODELS, "timm/test_resnet", "timm/test_vit", "torchvision/resnet18"]
+    "name",
+    [*MODELS, "resnet18_small", "timm/test_resnet", "timm/test_vit", "torchvision/resnet18"],
 )
 def test_a_network_has_the_classes_and_channels_of_the_run(name: str) -> None:
     net = build(name).eval()
@@ -150,6 +153,42 @@ def test_a_small_stem_keeps_the_resolution_of_small_pictures(
     assert seen == {"layer1": (sizes[0],) * 2, "layer4": (sizes[1],) * 2}
 
 
+# the published ResNet-18, 34 and 50 for CIFAR-100: 11.22, 21.33 and 23.70 million
+@pytest.mark.parametrize(
+    ("depth", "published"), [(18, 11_220_132), (34, 21_328_292), (50, 23_705_252)]
+)
+def test_a_small_resnet_is_torchvisions_with_a_small_stem(depth: int, published: int) -> None:
+    def network(**model: Any) -> nn.Module:
+        with torch.device("meta"):  # shapes without values: nothing is drawn
+            return build_network(ModelConfig(**model), num_classes=100, in_channels=3)
+
+    net = network(name=f"resnet{depth}_small")
+    assert sum(parameter.numel() for parameter in net.parameters()) == published
+    spelled_out = network(name=f"torchvision/resnet{depth}", stem="small")
+    assert str(net) == str(spelled_out)
+
+
+@pytest.mark.parametrize(("name", "last"), [("resnet18", 1), ("resnet50", 2)])
+def test_a_stage_of_torchvisions_resnets_is_the_relu_of_its_preactivation(
+    name: str, last: int
+) -> None:
+    net = build(f"{name}_small").eval()
+    layers = ["layer1", f"layer1.{last}.relu.preactivation"]
+    with torch.inference_mode():
+        after, before = map(Tapped(net, layers)(torch.randn(2, 1, 16, 16)).features.get, layers)
+    assert before is not None
+    assert bool((before < 0).any())
+    torch.testing.assert_close(before.relu(), after, rtol=0, atol=0)
+
+
+def test_torchvisions_resnets_keep_their_weights_names_and_outputs() -> None:
+    theirs, model = resnet18(num_classes=7), ModelConfig(name="torchvision/resnet18")
+    ours = build_network(model, num_classes=7, in_channels=3)
+    ours.load_state_dict(theirs.state_dict())
+    image = torch.randn(2, 3, 64, 64)
+    torch.testing.assert_close(ours(image), theirs(image), rtol=0, atol=0)
+
+
 @pytest.mark.parametrize(
     "name", ["convnet", "resnet20", "timm/test_vit", "torchvision/squeezenet1_1"]
 )
@@ -164,6 +203,11 @@ WRITERS: dict[str, Callable[[dict[str, Tensor], Path], None]] = {
     "safetensors": save_weights,
     "pth": torch.save,
     "pt": lambda state, path: torch.save({"state_dict": state, "epoch": 3}, path),
+    # as the teachers of CRD, which DKD and others after it download
+    "pth.tar": lambda state, path: torch.save(
+        {"epoch": 240, "model": state, "accuracy": torch.tensor(79.4), "optimizer": {"state": {}}},
+        path,
+    ),
 }
 
 
@@ -173,6 +217,50 @@ def test_weights_are_loaded_from_every_form(tmp_path: Path, suffix: str, prefix:
     trained, path = small(seed=1), tmp_path / f"net.{suffix}"
     WRITERS[suffix]({prefix + name: held for name, held in trained.state_dict().items()}, path)
     exactly_the_same(build("convnet", params={"width": 2}, weights=path), trained)
+
+
+def renamed(net: nn.Module, old: str, new: str) -> dict[str, Tensor]:
+    return {name.replace(old, new): held for name, held in net.state_dict().items()}
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize("name", ["resnet8", "shufflenet_v2"])
+def test_a_classifier_fc_is_read_where_ours_is_called_linear(
+    tmp_path: Path, name: str, prefix: str
+) -> None:
+    trained, path = build(name), tmp_path / "theirs.safetensors"
+    state = renamed(trained, "linear.", "fc.")
+    assert "fc.weight" in state
+    save_weights({prefix + name: held for name, held in state.items()}, path)
+    exactly_the_same(build(name, weights=path), trained)
+
+
+def test_a_classifier_that_the_network_itself_calls_fc_keeps_its_name(tmp_path: Path) -> None:
+    trained, path = build("wrn_16_1"), tmp_path / "wrn.safetensors"
+    save_weights(trained.state_dict(), path)
+    exactly_the_same(build("wrn_16_1", weights=path), trained)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("linear.", "head.", "the file lacks linear.weight"),
+        ("downsample.", "shortcut.", "the file lacks layer2.0.downsample.0.weight"),
+    ],
+)
+def test_any_other_name_is_refused(tmp_path: Path, old: str, new: str, message: str) -> None:
+    model: dict[str, Any] = {"params": {"shortcut": "projection"}}
+    path = tmp_path / "theirs.safetensors"
+    save_weights(renamed(build("resnet8", **model), old, new), path)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        build("resnet8", weights=path, **model)
+
+
+def test_two_classifiers_in_a_file_are_refused(tmp_path: Path) -> None:
+    state, path = build("resnet8").state_dict(), tmp_path / "both.safetensors"
+    save_weights({**state, "fc.weight": state["linear.weight"].clone()}, path)
+    with pytest.raises(ValueError, match=r"has fc\.weight, unknown to the network"):
+        build("resnet8", weights=path)
 
 
 def test_weights_of_another_network_name_the_tensor_and_both_shapes(tmp_path: Path) -> None:
@@ -248,7 +336,9 @@ def test_a_pickle_with_code_is_refused_and_not_executed(tmp_path: Path, form: st
     assert sprung.exists()
 
 
-@pytest.mark.parametrize("content", [{"epoch": 3}, {}, [1], {"state_dict": 3}, {1: torch.ones(1)}])
+@pytest.mark.parametrize(
+    "content", [{"epoch": 3}, {}, [1], {"state_dict": 3}, {"model": 3}, {1: torch.ones(1)}]
+)
 def test_a_pickle_of_something_else_is_refused(tmp_path: Path, content: Any) -> None:
     path = tmp_path / "other.pth"
     torch.save(content, path)

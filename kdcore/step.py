@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from kdcore.losses import Term
 from kdcore.losses.logits import cross_entropy
+from kdcore.schedules import Schedule
 from kdcore.taps import Tapped
 from kdcore.types import Batch, Outputs, StepResult
 
@@ -20,13 +21,14 @@ class DistillStep(nn.Module):
 
     .. math:: \mathcal L = \sum_\ell w_\ell \, \mathcal L_\ell(\text{student}, \text{teacher})
 
+    A weight is a number or a schedule over the epochs that the batch says have been trained.
     The losses see float32 (or float64) whatever autocast says. Cross-entropy is computed even when
     no term names it, then with weight 0: without it the classifier would have no gradient, and DDP
     would stop.
     """
 
     def __init__(
-        self, student: Tapped, terms: Mapping[str, Term], weights: Mapping[str, float]
+        self, student: Tapped, terms: Mapping[str, Term], weights: Mapping[str, float | Schedule]
     ) -> None:
         super().__init__()
         if set(terms) != set(weights):
@@ -44,10 +46,14 @@ class DistillStep(nn.Module):
         outputs = self.student(batch.image)
         with torch.autocast(batch.image.device.type, enabled=False):
             parts = self._parts(_full_precision(outputs), batch)
-            weighted = [self.weights.get(label, 0.0) * part for label, part in parts.items()]
+            weighted = [self._weight(label, batch.epoch) * part for label, part in parts.items()]
             loss = torch.stack(weighted).sum()
         detached = {label: part.detach() for label, part in parts.items()}
         return StepResult(loss, detached, outputs.logits.detach())
+
+    def _weight(self, label: str, epoch: float) -> float:
+        weight = self.weights.get(label, 0.0)
+        return weight(epoch) if isinstance(weight, Schedule) else weight
 
     def _parts(self, student: Outputs, batch: Batch) -> dict[str, Tensor]:
         teacher = None if batch.teacher is None else _full_precision(batch.teacher)

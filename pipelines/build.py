@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
 from kdcore.losses import LOSSES
 from kdcore.losses.term import present
+from kdcore.schedules import Schedule
 from kdcore.step import DistillStep
 from kdcore.taps import EMBEDDING, Tapped
 from kdcore.teachers import freeze, taught
@@ -17,6 +19,7 @@ from pipelines.config import ModelConfig, RunConfig
 from pipelines.data import Reader
 from pipelines.models import build_network
 from pipelines.sources import Pictures, read_pictures
+from pipelines.terms import LossConfig, ScheduleConfig, hyperparameters
 from pipelines.views import normalised
 
 
@@ -65,11 +68,26 @@ def build_step(run: RunConfig, pictures: Pictures) -> DistillStep:
     # sorted: the order of the file is not part of the run's identity, the first random numbers are
     for label, config in sorted(run.active.items()):
         with _named(f"losses.{label}"):
-            terms[label] = LOSSES[config.loss].build(config.params, config.layers, probe)
+            terms[label] = LOSSES[config.loss].build(_params(run, config), config.layers, probe)
             value = terms[label](probe.student, probe.batch.teacher, probe.batch)
             if not bool(torch.isfinite(value)):
                 raise ValueError(f"is {value.item()} for blank pictures; check its params")
-    return DistillStep(student, terms, {label: run.active[label].weight for label in terms})
+    return DistillStep(student, terms, {label: _weight(run, run.active[label]) for label in terms})
+
+
+def _weight(run: RunConfig, config: LossConfig) -> float | Schedule:
+    weight = config.weight
+    return weight.over(run.epochs) if isinstance(weight, ScheduleConfig) else weight
+
+
+def _params(run: RunConfig, config: LossConfig) -> dict[str, Any]:
+    """The hyper-parameters as the loss takes them, schedules made for the run's length."""
+    checked = hyperparameters(config.loss).model_validate(config.params)
+    held = {name: getattr(checked, name) for name in type(checked).model_fields}
+    return {
+        name: value.over(run.epochs) if isinstance(value, ScheduleConfig) else value
+        for name, value in held.items()
+    }
 
 
 def _check_widths(probe: Probe) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,8 +14,6 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
-    ValidationError,
-    create_model,
     field_validator,
     model_validator,
 )
@@ -24,7 +21,8 @@ from pydantic import (
 from kdcore.checks import unknown_name
 from kdcore.losses import LOSSES
 from kdcore.models import MODELS
-from pipelines.strict import Strict, problems
+from pipelines.strict import Strict
+from pipelines.terms import LossConfig
 
 # the literature's ResNets of four stages for small pictures: torchvision's, with a small stem
 SMALL_RESNETS: Mapping[str, str] = {
@@ -149,44 +147,6 @@ class OptimizerConfig(Strict):
         return self
 
 
-class LossConfig(Strict):
-    """One weighted term: ``loss`` names a line of LOSSES, and its label does where it is absent."""
-
-    loss: str
-    weight: NonNegativeFloat  # the literature's where it is absent
-    params: dict[str, Any] = {}
-    layers: dict[str, str] = {}  # student layer: teacher layer
-
-    @model_validator(mode="before")
-    @classmethod
-    def _defaults_filled(cls, value: Any) -> Any:
-        if not isinstance(value, dict) or not isinstance(value.get("loss"), str):
-            return value
-        loss = value["loss"]
-        if loss not in LOSSES:
-            raise ValueError(unknown_name("loss", loss, LOSSES))
-        if value.get("layers") and not LOSSES[loss].takes_layers:
-            raise ValueError(f"loss {loss!r} compares logits and takes no `layers`")
-        if LOSSES[loss].takes_layers and not (value.get("layers") or LOSSES[loss].default_layers):
-            raise ValueError(
-                f"loss {loss!r} needs `layers`: student layer: teacher layer, such as "
-                "{layer2: layer2}"
-            )
-        params = _checked_params(loss, value.get("params", {}))
-        layers = value.get("layers") or LOSSES[loss].default_layers
-        if isinstance(layers, Mapping):  # sorted: the file's order is not part of the identity
-            layers = dict(sorted(layers.items()))
-        weight = value.get("weight", LOSSES[loss].weight)
-        return {**value, "weight": weight, "params": params, "layers": layers}
-
-
-def _checked_params(loss: str, params: Any) -> dict[str, Any]:
-    try:
-        return hyperparameters(loss).model_validate(params).model_dump()
-    except ValidationError as error:
-        raise ValueError("; ".join(problems(error, ("params",)))) from None
-
-
 class DiagnosticsConfig(Strict):
     """What is measured beside accuracy, every epoch on held-out pictures."""
 
@@ -244,7 +204,7 @@ class RunConfig(Strict):
                 f"batch_size {self.batch_size} must be a multiple of workers {self.workers}: every "
                 "worker gets as many rows as every other"
             )
-        if not any(term.weight > 0 for term in self.losses.values()):
+        if not any(term.is_on for term in self.losses.values()):
             raise ValueError("losses: expected one with a weight above 0, else nothing is trained")
         if self.teacher is not None and self.teacher.run is not None:
             self._sees_what_its_teacher_saw(self.teacher.run.data)
@@ -271,7 +231,7 @@ class RunConfig(Strict):
         return {
             label: term
             for label, term in self.losses.items()
-            if term.weight > 0 or not LOSSES[term.loss].needs_teacher
+            if term.is_on or not LOSSES[term.loss].needs_teacher
         }
 
     @property
@@ -313,16 +273,6 @@ class RunConfig(Strict):
 
 
 TeacherConfig.model_rebuild()
-
-
-@cache
-def hyperparameters(loss: str) -> type[Strict]:
-    """The schema of a loss's ``params``, read from its function's signature."""
-    fields: dict[str, Any] = {
-        name: (parameter.annotation, parameter.default)
-        for name, parameter in LOSSES[loss].hyperparameters.items()
-    }
-    return create_model(f"{loss}.params", __base__=Strict, **fields)
 
 
 def plain(config: Strict) -> dict[str, Any]:

@@ -41,7 +41,9 @@ def problems(error: ValidationError, above: tuple[str, ...]) -> list[str]:
 
 
 def _explained(problem: Any, above: tuple[str, ...]) -> str:
-    path = (*above, *(str(part) for part in problem["loc"]))
+    # a part in brackets is which of several kinds a value was taken for
+    parts = [str(part) for part in problem["loc"] if not str(part).startswith("(")]
+    path = (*above, *parts)
     place = f"{'.'.join(path)}: " if path else ""
     cause = problem.get("ctx", {}).get("error")
     if isinstance(cause, ValueError):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from kdcore.checks import unknown_name
 from kdcore.projectors import projector, same_resolution
 from kdcore.rows import gather_rows
+from kdcore.schedules import at
 from kdcore.taps import EMBEDDING
 from kdcore.types import Batch, Outputs, Probe
 
@@ -175,7 +176,10 @@ def feature_of(network: str, outputs: Outputs, layer: str) -> Tensor:
 
 
 class _FunctionTerm(Term):
-    """What the terms of stateless functions share: which inputs, and whether rows are gathered."""
+    """What the terms of stateless functions share: which inputs, and whether rows are gathered.
+
+    A hyper-parameter may be a ``Schedule``.
+    """
 
     def __init__(self, loss: Loss, params: Mapping[str, Any]) -> None:
         super().__init__()
@@ -183,11 +187,12 @@ class _FunctionTerm(Term):
         self._inputs = loss.inputs
         self._batch_level = loss.batch_level
 
-    def compare(self, values: Mapping[str, Any]) -> Tensor:
+    def compare(self, values: Mapping[str, Any], epoch: float) -> Tensor:
         chosen = [values[name] for name in self._inputs]
         if self._batch_level:
             chosen = [gather_rows(rows) for rows in chosen]
-        value: Tensor = self._function(*chosen, **self._params)
+        params = {name: at(held, epoch) for name, held in self._params.items()}
+        value: Tensor = self._function(*chosen, **params)
         return value
 
 
@@ -196,7 +201,7 @@ class _LogitsTerm(_FunctionTerm):
         values = {"student": student.logits, "label": batch.label}
         if "teacher" in self._inputs:
             values["teacher"] = present(teacher).logits
-        return self.compare(values)
+        return self.compare(values, batch.epoch)
 
 
 class _FeaturesTerm(_FunctionTerm):
@@ -234,5 +239,6 @@ class _FeaturesTerm(_FunctionTerm):
         total = batch.image.new_zeros(())
         for (here, there), project in zip(self._layers.items(), self.projectors, strict=True):
             pair = same_resolution(project(student.features[here]), taught.features[there])
-            total = total + self.compare(shared | {"student": pair[0], "teacher": pair[1]})
+            values = shared | {"student": pair[0], "teacher": pair[1]}
+            total = total + self.compare(values, batch.epoch)
         return total

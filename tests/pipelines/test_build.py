@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,14 @@ import torch
 from torch import nn
 
 from kdcore.losses import LOSSES
+from kdcore.schedules import Cosine, Warmup
 from kdcore.step import DistillStep
 from kdcore.types import Batch
 from pipelines.build import build_step, build_student, build_teacher
 from pipelines.config import ModelConfig, RunConfig
 from pipelines.models import build_network, save_weights
 from pipelines.sources import Pictures
+from pipelines.space import changed
 from pipelines.strict import validated
 
 PICTURES = Pictures(np.zeros((20, 1, 8, 8), dtype=np.uint8), np.arange(20) % 5, 5)
@@ -196,3 +199,39 @@ def test_a_student_starts_from_its_weights(tmp_path: Path) -> None:
 def test_bounds_between_embeddings_of_different_widths_are_refused() -> None:
     with pytest.raises(ValueError, match=r"diagnostics\.bounds compares embeddings of one width"):
         step_of({"kd": {}}, diagnostics={"bounds": True})
+
+
+COOLING = {"steps": {0: 4, 5: 1}}
+
+
+def test_weights_and_parameters_may_follow_schedules_over_the_run() -> None:
+    losses = {
+        "ce": {"weight": {"cosine": [1, 0.5]}},
+        "kd": {
+            "weight": {"warmup": 2, "to": 3},
+            "params": {"temperature": {"steps": {0: 4, 5: 1}}},
+        },
+    }
+    step = step_of(losses, epochs=10)
+    assert step.weights == {"ce": Cosine(1.0, 0.5, 10.0), "kd": Warmup(3.0, 2.0)}
+    run = run_of(losses, epochs=10)
+    assert changed(run, {"losses.kd.weight.to": 2}).losses["kd"].weight.to == 2
+    early, late = (
+        step(replace(batch_of(run), epoch=epoch)).parts["kd"].item() for epoch in (1.0, 6.0)
+    )
+    softened = step_of({"kd": {"params": {"temperature": 4}}})(batch_of(run)).parts["kd"].item()
+    assert early == pytest.approx(softened)
+    assert late != pytest.approx(softened)
+
+
+@pytest.mark.parametrize(
+    ("weight", "said"),
+    [
+        ({"warmup": 2, "cosine": [0, 1]}, "expected one of warmup, cosine, steps"),
+        ({"steps": {3: 1.0}}, "expected a value for epoch 0"),
+        ({"cosine": [1, -1]}, "a weight is never below 0"),
+    ],
+)
+def test_a_schedule_that_makes_no_sense_is_refused(weight: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        run_of({"kd": {"weight": weight}})

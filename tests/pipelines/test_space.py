@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from kdcore.losses import LOSSES, Logits
-from pipelines import config, space
+from pipelines import config, space, terms
 from pipelines.config import RunConfig
 from pipelines.loading import load
 from pipelines.space import SweepConfig, changed, override
@@ -166,7 +166,7 @@ def test_another_loss_has_its_own_defaults_where_the_old_one_had_its(
         return student
 
     table = {**LOSSES, "softer": Logits(softer, weight=7.0)}
-    for module in (space, config):
+    for module in (config, space, terms):
         monkeypatch.setattr(module, "LOSSES", table)
     run = run_of(losses={"it": {"loss": "kd"}})
     softened = changed(run, {"losses.it.loss": "softer"}).losses["it"]

@@ -1,0 +1,135 @@
+"""One weighted loss of a run: what YAML may say of it, and the schedules of its numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from typing import Annotated, Any
+
+from pydantic import (
+    Discriminator,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    Tag,
+    ValidationError,
+    create_model,
+    field_validator,
+    model_validator,
+)
+
+from kdcore.checks import unknown_name
+from kdcore.losses import LOSSES, Stateful
+from kdcore.schedules import Cosine, Schedule, Steps, Warmup
+from pipelines.strict import Strict, problems
+
+
+class ScheduleConfig(Strict):
+    """A number over the run: exactly one of ``warmup``, ``cosine`` and ``steps``."""
+
+    warmup: PositiveFloat | None = None  # epochs in which it grows from 0 to `to`
+    to: float = 1.0
+    cosine: tuple[float, float] | None = None  # from and to, over the whole run
+    steps: dict[NonNegativeInt, float] | None = None  # from an epoch on: the value
+
+    @model_validator(mode="after")
+    def _one(self) -> ScheduleConfig:
+        kinds = ("warmup", "cosine", "steps")
+        given = [kind for kind in kinds if getattr(self, kind) is not None]
+        if len(given) != 1:
+            raise ValueError(f"expected one of {', '.join(kinds)}, got {given}")
+        if self.steps is not None and 0 not in self.steps:
+            raise ValueError("steps: expected a value for epoch 0")
+        return self
+
+    def over(self, epochs: int) -> Schedule:
+        """The schedule of a run of so many epochs."""
+        if self.warmup is not None:
+            return Warmup(self.to, self.warmup)
+        if self.cosine is not None:
+            return Cosine(*self.cosine, float(epochs))
+        return Steps(self.steps or {})
+
+    @property
+    def extremes(self) -> list[float]:
+        return [0.0, self.to] if self.warmup else [*(self.cosine or (self.steps or {}).values())]
+
+
+def _kind(value: Any) -> str:
+    return "(schedule)" if isinstance(value, dict | ScheduleConfig) else "(number)"
+
+
+Scheduled = Annotated[ScheduleConfig, Tag("(schedule)")]
+Number = Annotated[Annotated[float, Tag("(number)")] | Scheduled, Discriminator(_kind)]
+Weight = Annotated[Annotated[NonNegativeFloat, Tag("(number)")] | Scheduled, Discriminator(_kind)]
+
+
+class LossConfig(Strict):
+    """One weighted term: ``loss`` names a line of LOSSES, and its label does where it is absent."""
+
+    loss: str
+    weight: Weight  # the literature's where it is absent
+    params: dict[str, Any] = {}
+    layers: dict[str, str] = {}  # student layer: teacher layer
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_filled(cls, value: Any) -> Any:
+        if not isinstance(value, dict) or not isinstance(value.get("loss"), str):
+            return value
+        loss = value["loss"]
+        if loss not in LOSSES:
+            raise ValueError(unknown_name("loss", loss, LOSSES))
+        if value.get("layers") and not LOSSES[loss].takes_layers:
+            raise ValueError(f"loss {loss!r} compares logits and takes no `layers`")
+        if LOSSES[loss].takes_layers and not (value.get("layers") or LOSSES[loss].default_layers):
+            raise ValueError(
+                f"loss {loss!r} needs `layers`: student layer: teacher layer, such as "
+                "{layer2: layer2}"
+            )
+        params = _checked_params(loss, value.get("params", {}))
+        layers = value.get("layers") or LOSSES[loss].default_layers
+        if isinstance(layers, Mapping):  # sorted: the file's order is not part of the identity
+            layers = dict(sorted(layers.items()))
+        weight = value.get("weight", LOSSES[loss].weight)
+        if isinstance(weight, dict) and "warmup" in weight:
+            weight = {"to": LOSSES[loss].weight, **weight}
+        return {**value, "weight": weight, "params": params, "layers": layers}
+
+    @field_validator("weight")
+    @classmethod
+    def _never_negative(cls, weight: float | ScheduleConfig) -> float | ScheduleConfig:
+        if isinstance(weight, ScheduleConfig) and min(weight.extremes) < 0:
+            raise ValueError("a weight is never below 0")
+        return weight
+
+    @property
+    def is_on(self) -> bool:
+        """Whether the term ever has a weight."""
+        return isinstance(self.weight, ScheduleConfig) or self.weight > 0
+
+
+def _checked_params(loss: str, params: Any) -> dict[str, Any]:
+    try:
+        return hyperparameters(loss).model_validate(params).model_dump()
+    except ValidationError as error:
+        raise ValueError("; ".join(problems(error, ("params",)))) from None
+
+
+@cache
+def hyperparameters(loss: str) -> type[Strict]:
+    """The schema of a loss's ``params``, read from its function's signature.
+
+    A real number of a function may be a schedule; what a term learns with is fixed.
+    """
+    line = LOSSES[loss]
+
+    def kind(annotation: Any) -> Any:
+        may_change = annotation is float and not isinstance(line, Stateful)
+        return Number if may_change else annotation
+
+    fields: dict[str, Any] = {
+        name: (kind(parameter.annotation), parameter.default)
+        for name, parameter in line.hyperparameters.items()
+    }
+    return create_model(f"{loss}.params", __base__=Strict, **fields)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
 from pathlib import Path
@@ -9,12 +10,52 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+# who may know a library; numpy and torch are everyone's
+OWNERS = {
+    "PIL": {"sources"},
+    "filelock": {"train"},
+    "jaxtyping": {"diagnostics"},
+    "matplotlib": {"figures"},
+    "mlflow": {"tracking"},
+    "optuna": {"trials"},
+    "pyarrow": {"cache", "sources"},
+    "pydantic": {"config", "space", "strict", "terms"},
+    "ray": {"cache", "cluster", "train", "trial", "trials"},
+    "rich": {"cli"},
+    "safetensors": {"models"},
+    "scipy": {"significance"},
+    "sklearn": {"figures", "sources"},
+    "timm": {"models"},
+    "torchvision": {"models", "sources"},
+    "typer": {"cli"},
+    "yaml": {"loading"},
+}
 
 
 def test_imports_keep_to_the_layers() -> None:
     command = [Path(sys.executable).parent / "lint-imports", "--no-cache"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout
+
+
+def test_every_library_has_its_owners_in_pipelines() -> None:
+    known: dict[str, set[str]] = {}
+    for path in ROOT.glob("pipelines/*.py"):
+        for library in third_party(path):
+            known.setdefault(library, set()).add(path.stem)
+    assert known == OWNERS
+
+
+def third_party(path: Path) -> set[str]:
+    """The libraries that a file imports, but for those of Python, this project, numpy and torch."""
+    names: list[str] = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names.append(node.module or "")
+    ours = sys.stdlib_module_names | {"kdcore", "pipelines", "numpy", "torch"}
+    return {name.partition(".")[0] for name in names} - ours
 
 
 @pytest.mark.parametrize("module", ["pipelines.loading", "pipelines.cli", "pipelines.build"])

@@ -197,7 +197,7 @@ def evaluate(
 @_explained
 def losses(debug: Debug = False) -> None:
     """List every loss that a configuration may name, as Markdown."""
-    from pipelines.report import losses_table
+    from pipelines.catalogue import losses_table
 
     typer.echo(losses_table())
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 import math
-import re
 import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from kdcore.checks import unknown_name
-from kdcore.losses import LOSSES
 from pipelines.config import RunConfig
 from pipelines.space import changed
 
@@ -74,29 +71,6 @@ def best_trial(row: Row, *, mode: str) -> Trial:
     """The seed that did best by the metric, in one row."""
     pick = max if mode == "max" else min
     return row.trials[row.values.index(pick(row.values))]
-
-
-def losses_table() -> str:
-    """LOSSES as a Markdown table, from the functions' own docstrings."""
-    lines = [
-        "| loss | compares | needs | over | what it is | source |",
-        "|---|---|---|---|---|---|",
-    ]
-    for key, loss in LOSSES.items():
-        text = inspect.cleandoc(loss.function.__doc__ or "")
-        source = re.search(
-            r"Source: (.+?)(?:, section|, the row|, with|, eq|\.\s|\Z)", text, re.DOTALL
-        )
-        cells = (
-            f"`{key}`",
-            "features" if loss.takes_layers else "logits",
-            "teacher" if loss.needs_teacher else "labels",
-            "whole batch" if loss.batch_level else "each sample",
-            text.split("\n\n")[0].replace("\n", " "),
-            " ".join(source.group(1).split()) if source else "",
-        )
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
 
 
 def _label(trial: Trial) -> str:

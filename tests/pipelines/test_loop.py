@@ -476,7 +476,9 @@ def test_cached_rows_train_as_the_live_teacher_does(key: str) -> None:
     named = {"layers": layers} if LOSSES[key].takes_layers else {}
     losses = {"ce": {}, "it": {"loss": key, "weight": 1, **named}}
     # a small rate, or training itself would magnify the half precision of the rows
-    run = run_of(teacher=TEACHER, losses=losses, optimizer={"lr": 0.002})
+    few = {**BASE["data"], "limit": 60}
+    teacher_run = {"run": {**TEACHER["run"], "data": few}}
+    run = run_of(teacher=teacher_run, losses=losses, optimizer={"lr": 0.002}, data=few, epochs=2)
     teacher = teacher_of(run)
     live, cached = Training(run), Training(run, rows_of(run, teacher))
     expected, history = live.fit(teacher=teacher).history, cached.fit().history

@@ -1,0 +1,159 @@
+"""CPU time of one training step per loss: online, from a cache, and beside the student alone.
+
+Usage: OMP_NUM_THREADS=1 python tests/benchmarks/step_cost.py [ROUNDS [LOSS ...]]. ResNet-32x4 to
+ResNet-8x4, 64 pictures of 32x32, one thread, float32, forward, backward and SGD. Every round runs
+the plain student's step, a plain torch loop of kd, and each loss once each way, so that what else
+the machine does meets all; the median over rounds of the ratio within a round is printed.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from statistics import median
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kdcore.losses import LOSSES
+from kdcore.models import MODELS
+from kdcore.step import DistillStep
+from kdcore.taps import Tapped
+from kdcore.teachers import freeze, teacher_outputs
+from kdcore.types import Batch, Outputs, Probe
+from pipelines.data import TeacherRows
+
+ROWS, CLASSES = 64, 100
+STAGES = ("layer1", "layer2", "layer3")
+LAYERS = {stage: stage for stage in STAGES}
+ASKED = {
+    **dict.fromkeys(("kd", "dkd", "dist", "lskd"), 1.03),
+    **dict.fromkeys(("at", "fitnet", "rkd", "sp", "pkt"), 1.10),
+    "crd": 1.25,
+    "reviewkd": 2.0,
+}
+Step = Callable[[], None]
+
+
+def network(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    return MODELS[name](CLASSES)
+
+
+def pictures() -> Batch:
+    image = torch.randn(ROWS, 3, 32, 32)
+    return Batch(image, torch.arange(ROWS) % CLASSES, torch.arange(ROWS))
+
+
+def trained(parameters: list[nn.Parameter], loss: Callable[[], Tensor]) -> Step:
+    optimizer = torch.optim.SGD(parameters, lr=1e-3, momentum=0.9)
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        loss().backward()
+        optimizer.step()
+
+    return step
+
+
+def plain_student(batch: Batch) -> Step:
+    net = network("resnet8x4")
+    return trained([*net.parameters()], lambda: F.cross_entropy(net(batch.image), batch.label))
+
+
+def plain_kd(batch: Batch, temperature: float = 4.0) -> Step:
+    student, teacher = network("resnet8x4"), network("resnet32x4").eval()
+
+    def loss() -> Tensor:
+        with torch.no_grad():
+            soft = F.log_softmax(teacher(batch.image) / temperature, dim=1)
+        logits = student(batch.image)
+        log_p = F.log_softmax(logits / temperature, dim=1)
+        distance = F.kl_div(log_p, soft, reduction="batchmean", log_target=True)
+        return F.cross_entropy(logits, batch.label) + temperature**2 * distance
+
+    return trained([*student.parameters()], loss)
+
+
+def layers_of(key: str) -> Mapping[str, str]:
+    loss = LOSSES[key]
+    if not loss.takes_layers:
+        return {}
+    return loss.default_layers or LAYERS
+
+
+def kdsweep(key: str, batch: Batch, *, cached: bool) -> Step:
+    layers = layers_of(key)
+    student = Tapped(network("resnet8x4"), layers)
+    teacher = freeze(Tapped(network("resnet32x4"), layers.values()))
+    said = teacher_outputs(teacher, batch.image)
+    with torch.no_grad():
+        probe = Probe(student(batch.image), replace(batch, teacher=said))
+    params = {name: held.default for name, held in LOSSES[key].hyperparameters.items()}
+    terms = {
+        "ce": LOSSES["ce"].build({}, {}, probe),
+        "it": LOSSES[key].build(params, layers, probe),
+    }
+    step = DistillStep(student, terms, {"ce": 1.0, "it": LOSSES[key].weight}).train()
+    rows = cache_of(said)
+    every = np.arange(ROWS)
+
+    def loss() -> Tensor:
+        there = rows.outputs(0, every) if cached else teacher_outputs(teacher, batch.image)
+        total: Tensor = step(replace(batch, teacher=there)).loss
+        return total
+
+    return trained([*step.parameters()], loss)
+
+
+def cache_of(said: Outputs) -> TeacherRows:
+    """What a cache would hold of this batch: half precision, one view."""
+    features = {layer: held.half().numpy()[None] for layer, held in said.features.items()}
+    return TeacherRows(said.logits.half().numpy()[None], features, said.classifier)
+
+
+def cpu_ms(step: Step) -> float:
+    started = time.process_time()
+    step()
+    return 1000 * (time.process_time() - started)
+
+
+def main(rounds: int, keys: list[str]) -> None:
+    torch.set_num_threads(1)
+    batch = pictures()
+    steps: dict[tuple[str, str], Step] = {("student", "plain"): plain_student(batch)}
+    steps["kd", "plain"] = plain_kd(batch)
+    for key in keys:
+        steps[key, "online"] = kdsweep(key, batch, cached=False)
+        steps[key, "cached"] = kdsweep(key, batch, cached=True)
+    times: dict[tuple[str, str], list[float]] = {name: [] for name in steps}
+    for _ in range(rounds + 1):
+        for name, step in steps.items():
+            times[name].append(cpu_ms(step))
+    times = {name: held[1:] for name, held in times.items()}  # the first one warms up
+
+    def ratio(name: tuple[str, str], to: tuple[str, str]) -> float:
+        return median(a / b for a, b in zip(times[name], times[to], strict=True))
+
+    alone = ("student", "plain")
+    plain = ratio(("kd", "plain"), alone)
+    print(f"student alone {median(times[alone]):.0f} ms, kd in plain torch {plain:.2f}x")
+    print("| loss | online | from cache | asked |\n|---|---:|---:|---:|")
+    for key in keys:
+        asked = f"{ASKED[key]:.2f}" if key in ASKED else ""
+        cells = (ratio((key, way), alone) for way in ("online", "cached"))
+        print(f"| {key} | {' | '.join(f'{cell:.3f}' for cell in cells)} | {asked} |")
+    if "kd" in keys:
+        beside = ratio(("kd", "online"), ("kd", "plain"))
+        print(f"kd online beside the plain loop: {beside:.3f} (asked 1.05)")
+
+
+if __name__ == "__main__":
+    main(
+        int(sys.argv[1]) if len(sys.argv) > 1 else 5,
+        sys.argv[2:] or [k for k in LOSSES if k != "ce"],
+    )

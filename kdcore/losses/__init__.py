@@ -29,7 +29,7 @@ __all__ = ["LOSSES", "Features", "Logits", "Loss", "Stateful", "Term"]
 
 LOSSES: Mapping[str, Loss] = {
     "ce": Logits(cross_entropy),
-    "kd": Logits(kd),
+    "kd": Logits(kd, weight=0.9),
     "mse": Features(mean_squared_error),
     "w2": Features(wasserstein, batch_level=True),
     "cw2": Features(conditional_wasserstein, batch_level=True),

@@ -59,7 +59,7 @@ def test_a_student_of_another_width_gets_projectors() -> None:
     step = step_of({"ce": {}, "mid": {"loss": "mse", "layers": layers}, "kd": {}})
     assert shapes(step.terms["mid"]) == [(3, 2, 1, 1), (12, 8, 1, 1), (12, 8)]
     assert shapes(step.terms["kd"]) == shapes(step.terms["ce"]) == []
-    assert step.weights == {"ce": 1, "mid": 1, "kd": 1}
+    assert step.weights == {"ce": 1, "mid": 1, "kd": 0.9}
     run = run_of({"mid": {"loss": "mse", "layers": layers}})
     step = build_step(run, PICTURES)
     step(batch_of(run)).loss.backward()

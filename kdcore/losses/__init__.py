@@ -22,7 +22,7 @@ from kdcore.losses.gaussians import (
     gaussian_kl,
     gaussian_wasserstein,
 )
-from kdcore.losses.logits import cross_entropy, kd
+from kdcore.losses.logits import cross_entropy, jensen_shannon, kd, reverse_kd, soft_cross_entropy
 from kdcore.losses.term import Features, Logits, Loss, Stateful, Term
 
 __all__ = ["LOSSES", "Features", "Logits", "Loss", "Stateful", "Term"]
@@ -30,6 +30,9 @@ __all__ = ["LOSSES", "Features", "Logits", "Loss", "Stateful", "Term"]
 LOSSES: Mapping[str, Loss] = {
     "ce": Logits(cross_entropy),
     "kd": Logits(kd, weight=0.9),
+    "reverse_kd": Logits(reverse_kd),
+    "js": Logits(jensen_shannon),
+    "soft_ce": Logits(soft_cross_entropy, weight=0.9),
     "mse": Features(mean_squared_error),
     "w2": Features(wasserstein, batch_level=True),
     "cw2": Features(conditional_wasserstein, batch_level=True),

@@ -23,6 +23,12 @@ from kdcore.losses.gaussians import (
     gaussian_wasserstein,
 )
 from kdcore.losses.logits import cross_entropy, jensen_shannon, kd, reverse_kd, soft_cross_entropy
+from kdcore.losses.temperatures import (
+    LearnedTemperature,
+    standardised_kd,
+    transformed_teacher,
+    weighted_transformed_teacher,
+)
 from kdcore.losses.term import Features, Logits, Loss, Stateful, Term
 
 __all__ = ["LOSSES", "Features", "Logits", "Loss", "Stateful", "Term"]
@@ -33,6 +39,10 @@ LOSSES: Mapping[str, Loss] = {
     "reverse_kd": Logits(reverse_kd),
     "js": Logits(jensen_shannon),
     "soft_ce": Logits(soft_cross_entropy, weight=0.9),
+    "lskd": Logits(standardised_kd, weight=9.0),
+    "ttm": Logits(transformed_teacher, weight=45.0),
+    "wttm": Logits(weighted_transformed_teacher, weight=4.0),
+    "ctkd": Stateful(LearnedTemperature, weight=0.9),
     "mse": Features(mean_squared_error),
     "w2": Features(wasserstein, batch_level=True),
     "cw2": Features(conditional_wasserstein, batch_level=True),

@@ -52,7 +52,8 @@ def outputs(embedding: int, *map_shape: int) -> Outputs:
 def make_case(loss: Loss, layers: Mapping[str, str]) -> Case:
     torch.manual_seed(0)
     image = torch.randn(6, 3, 4, 4, dtype=torch.float64)
-    batch = Batch(image, torch.tensor([0, 3, 1, 3, 4, 0]), torch.arange(6), outputs(4, 3, 2, 2))
+    label = torch.tensor([0, 3, 1, 3, 4, 0])
+    batch = Batch(image, label, torch.arange(6), outputs(4, 3, 2, 2), epoch=2.5)
     return Case(loss, layers, outputs(3, 2, 2, 4), batch)
 
 

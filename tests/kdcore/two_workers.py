@@ -50,7 +50,7 @@ def whole_batch() -> Batch:
     teacher = freeze(network(width=4, stride=2))
     image = torch.randn(NUM_ROWS, 3, 8, 8, dtype=torch.float64)
     label = torch.randint(NUM_CLASSES, (NUM_ROWS,))
-    return next(taught([Batch(image, label, torch.arange(NUM_ROWS))], teacher))
+    return next(taught([Batch(image, label, torch.arange(NUM_ROWS), epoch=2.5)], teacher))
 
 
 def half(batch: Batch, rank: int) -> Batch:

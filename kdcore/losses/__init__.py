@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from kdcore.losses.class_transport import class_transport
+from kdcore.losses.decoupled import decoupled_kd, normalised_kd
 from kdcore.losses.distributions import (
     conditional_wasserstein,
     energy,
@@ -43,6 +45,9 @@ LOSSES: Mapping[str, Loss] = {
     "ttm": Logits(transformed_teacher, weight=45.0),
     "wttm": Logits(weighted_transformed_teacher, weight=4.0),
     "ctkd": Stateful(LearnedTemperature, weight=0.9),
+    "dkd": Logits(decoupled_kd),
+    "nkd": Logits(normalised_kd),
+    "wkd_l": Logits(class_transport),
     "mse": Features(mean_squared_error),
     "w2": Features(wasserstein, batch_level=True),
     "cw2": Features(conditional_wasserstein, batch_level=True),

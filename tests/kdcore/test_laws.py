@@ -181,7 +181,7 @@ def test_every_part_is_finite_float32_under_bfloat16_autocast_and_a_float16_cach
 
 @pytest.mark.parametrize("key", LOSSES)
 def test_every_hyperparameter_has_a_default_and_a_type(key: str) -> None:
-    loss, known = LOSSES[key], {"student", "teacher", "label"}
+    loss, known = LOSSES[key], {"student", "teacher", "label", "teacher_classifier"}
     if isinstance(loss, Stateful):
         known = {"layers", "probe"}
     elif loss.takes_layers:

@@ -26,6 +26,7 @@ from kdcore.losses.gaussians import (
 )
 from kdcore.losses.logits import cross_entropy, jensen_shannon, kd, reverse_kd, soft_cross_entropy
 from kdcore.losses.predictions import multi_level_kd, prediction_correlation
+from kdcore.losses.regions import regional_kd
 from kdcore.losses.temperatures import (
     LearnedTemperature,
     standardised_kd,
@@ -51,6 +52,7 @@ LOSSES: Mapping[str, Loss] = {
     "wkd_l": Logits(class_transport),
     "dist": Logits(prediction_correlation, batch_level=True, weight=2.0),
     "mlkd": Logits(multi_level_kd, batch_level=True, weight=0.9),
+    "sdd": Features(regional_kd, project=False, layers={}, weight=0.9),
     "mse": Features(mean_squared_error),
     "w2": Features(wasserstein, batch_level=True),
     "cw2": Features(conditional_wasserstein, batch_level=True),

@@ -41,20 +41,20 @@ class Case:
         return term(self.student, self.teacher, self.batch)
 
 
-def outputs(embedding: int, *map_shape: int) -> Outputs:
+def outputs(channels: int, *resolution: int) -> Outputs:
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, dtype=torch.float64)
 
-    features = {"embedding": normal(6, embedding), "map": normal(6, *map_shape)}
-    return Outputs(normal(6, 5), features, Classifier(normal(5, embedding), normal(5)))
+    features = {"embedding": normal(6, channels), "map": normal(6, channels, *resolution)}
+    return Outputs(normal(6, 5), features, Classifier(normal(5, channels), normal(5)))
 
 
 def make_case(loss: Loss, layers: Mapping[str, str]) -> Case:
     torch.manual_seed(0)
     image = torch.randn(6, 3, 4, 4, dtype=torch.float64)
     label = torch.tensor([0, 3, 1, 3, 4, 0])
-    batch = Batch(image, label, torch.arange(6), outputs(4, 3, 2, 2), epoch=2.5)
-    return Case(loss, layers, outputs(3, 2, 2, 4), batch)
+    batch = Batch(image, label, torch.arange(6), outputs(3, 2, 2), epoch=2.5)
+    return Case(loss, layers, outputs(2, 2, 4), batch)
 
 
 def leaves(of: Outputs) -> dict[str, Tensor]:
@@ -159,8 +159,8 @@ def test_a_loss_that_needs_no_teacher_works_without_one(name: str) -> None:
 def test_every_part_is_finite_float32_under_bfloat16_autocast_and_a_float16_cache(
     case: Case,
 ) -> None:
-    layers = {"block2": "block3"} if case.layers == MAP else case.layers
-    student = Tapped(MODELS["convnet"](5, width=1), ["block2"])
+    layers = {"block3": "block3"} if case.layers == MAP else case.layers
+    student = Tapped(MODELS["convnet"](5, width=1), ["block3"])
     teacher = Tapped(MODELS["convnet"](5, width=2), ["block3"])
     image = torch.randn(6, 3, 8, 8)
     with torch.no_grad():

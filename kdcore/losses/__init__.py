@@ -5,6 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from kdcore.losses.class_transport import class_transport
+from kdcore.losses.correlations import (
+    channel_correlation,
+    consecutive_correlation,
+    kernel_correlation,
+)
 from kdcore.losses.decoupled import decoupled_kd, normalised_kd
 from kdcore.losses.distributions import (
     conditional_wasserstein,
@@ -27,6 +32,7 @@ from kdcore.losses.gaussians import (
 from kdcore.losses.logits import cross_entropy, jensen_shannon, kd, reverse_kd, soft_cross_entropy
 from kdcore.losses.predictions import multi_level_kd, prediction_correlation
 from kdcore.losses.regions import regional_kd
+from kdcore.losses.relations import relational_kd, similarity_divergence, similarity_preservation
 from kdcore.losses.temperatures import (
     LearnedTemperature,
     standardised_kd,
@@ -53,6 +59,12 @@ LOSSES: Mapping[str, Loss] = {
     "dist": Logits(prediction_correlation, batch_level=True, weight=2.0),
     "mlkd": Logits(multi_level_kd, batch_level=True, weight=0.9),
     "sdd": Features(regional_kd, project=False, layers={}, weight=0.9),
+    "rkd": Features(relational_kd, batch_level=True, project=False),
+    "pkt": Features(similarity_divergence, batch_level=True, project=False, weight=30000.0),
+    "sp": Features(similarity_preservation, batch_level=True, project=False, weight=3000.0),
+    "cc": Features(kernel_correlation, batch_level=True, project=False, weight=0.003),
+    "cc_consecutive": Features(consecutive_correlation, batch_level=True, weight=0.02),
+    "ickd": Features(channel_correlation, layers={}, weight=2.5),
     "mse": Features(mean_squared_error),
     "w2": Features(wasserstein, batch_level=True),
     "cw2": Features(conditional_wasserstein, batch_level=True),

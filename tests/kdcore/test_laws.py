@@ -78,6 +78,8 @@ CASES = {
     if loss.default_layers or not loss.takes_layers
 }
 CASES |= {f"{key}-map": (loss, MAP) for key, loss in LOSSES.items() if loss.takes_layers}
+# the mean over consecutive samples, as published: another order has other pairs
+OF_AN_ORDER = {"cc_consecutive", "cc_consecutive-map"}
 NEED_TEACHER = [name for name, (loss, _) in CASES.items() if loss.needs_teacher]
 
 
@@ -93,7 +95,9 @@ def test_every_loss_is_a_finite_scalar(case: Case) -> None:
     assert bool(value.isfinite())
 
 
-def test_every_loss_ignores_the_order_of_the_batch(case: Case) -> None:
+@pytest.mark.parametrize("name", [name for name in CASES if name not in OF_AN_ORDER])
+def test_every_loss_ignores_the_order_of_the_batch(name: str) -> None:
+    case = make_case(*CASES[name])
     order, term = torch.tensor([3, 0, 5, 1, 4, 2]), case.term()
     batch, teacher = case.batch, in_order(case.teacher, order)
     shuffled = Batch(batch.image[order], batch.label[order], batch.index[order], teacher)

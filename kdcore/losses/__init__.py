@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from kdcore.losses.bank import MemoryContrast
 from kdcore.losses.class_transport import class_transport
+from kdcore.losses.contrast import in_batch_contrast
 from kdcore.losses.correlations import (
     channel_correlation,
     consecutive_correlation,
@@ -40,6 +42,7 @@ from kdcore.losses.temperatures import (
     weighted_transformed_teacher,
 )
 from kdcore.losses.term import Features, Logits, Loss, Stateful, Term
+from kdcore.taps import EMBEDDING
 
 __all__ = ["LOSSES", "Features", "Logits", "Loss", "Stateful", "Term"]
 
@@ -65,6 +68,8 @@ LOSSES: Mapping[str, Loss] = {
     "cc": Features(kernel_correlation, batch_level=True, project=False, weight=0.003),
     "cc_consecutive": Features(consecutive_correlation, batch_level=True, weight=0.02),
     "ickd": Features(channel_correlation, layers={}, weight=2.5),
+    "infonce": Features(in_batch_contrast, batch_level=True),
+    "crd": Stateful(MemoryContrast, layers={EMBEDDING: EMBEDDING}, weight=0.8),
     "mse": Features(mean_squared_error),
     "w2": Features(wasserstein, batch_level=True),
     "cw2": Features(conditional_wasserstein, batch_level=True),

@@ -35,7 +35,13 @@ class Case:
 
     def term(self, seed: int = 0) -> Term:
         torch.manual_seed(seed)
-        return self.loss.build({}, self.layers, Probe(self.student, self.batch)).double()
+        return self.loss.build({}, self.layers, Probe(self.student, self.batch, 8)).double()
+
+    def settled(self) -> Term:
+        """The term after a batch of training, in evaluation mode: no call changes the next one."""
+        term = self.term()
+        self.value(term)
+        return term.eval()
 
     def value(self, term: Term) -> Tensor:
         return term(self.student, self.teacher, self.batch)
@@ -98,7 +104,7 @@ def test_every_loss_is_a_finite_scalar(case: Case) -> None:
 @pytest.mark.parametrize("name", [name for name in CASES if name not in OF_AN_ORDER])
 def test_every_loss_ignores_the_order_of_the_batch(name: str) -> None:
     case = make_case(*CASES[name])
-    order, term = torch.tensor([3, 0, 5, 1, 4, 2]), case.term()
+    order, term = torch.tensor([3, 0, 5, 1, 4, 2]), case.settled()
     batch, teacher = case.batch, in_order(case.teacher, order)
     shuffled = Batch(batch.image[order], batch.label[order], batch.index[order], teacher)
     value = term(in_order(case.student, order), teacher, shuffled)
@@ -107,7 +113,7 @@ def test_every_loss_ignores_the_order_of_the_batch(name: str) -> None:
 
 @pytest.mark.usefixtures("without_shape_checks")  # which take most of the time of many evaluations
 def test_every_loss_has_the_gradient_of_its_finite_differences(case: Case) -> None:
-    term, student = case.term(), asking(case.student)
+    term, student = case.settled(), asking(case.student)
 
     def value(logits: Tensor, *features: Tensor) -> Tensor:
         named = dict(zip(case.layers, features, strict=True))
@@ -169,7 +175,7 @@ def test_every_part_is_finite_float32_under_bfloat16_autocast_and_a_float16_cach
     image = torch.randn(6, 3, 8, 8)
     with torch.no_grad():
         batch = Batch(image, case.batch.label, case.batch.index, teacher(image).to(torch.float16))
-        term = case.loss.build({}, layers, Probe(student(image), batch))
+        term = case.loss.build({}, layers, Probe(student(image), batch, 8)).eval()
     step = DistillStep(student, {"it": term}, {"it": 1.0})
     with torch.autocast("cpu", dtype=torch.bfloat16):
         result, seen = step(batch), student(image)

@@ -26,6 +26,24 @@ def check_same_width(student: Tensor, teacher: Tensor) -> None:
         )
 
 
+def check_same_rows(student: Tensor, teacher: Tensor) -> None:
+    """Raise ValueError unless both have as many samples."""
+    if student.shape[:1] != teacher.shape[:1]:
+        raise ValueError(
+            f"student and teacher must have the same samples, got {tuple(student.shape)} and "
+            f"{tuple(teacher.shape)}"
+        )
+
+
+def check_num_classes(logits: Tensor) -> None:
+    """Raise ValueError for logits of a single class, beside which there is no other."""
+    if logits.shape[1] < 2:
+        raise ValueError(
+            f"this loss compares classes and needs at least two, got logits of shape "
+            f"{tuple(logits.shape)}; use ce or kd"
+        )
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
     """The message for a name that is not in a table, with the nearest one that is."""
     names = sorted(known)

@@ -71,6 +71,7 @@ class Probe:
 
     student: Outputs
     batch: Batch  # its ``teacher`` is None where the run has none
+    num_rows: int = 0  # of the dataset, above every ``Batch.index``; 0 where nobody knows
 
 
 @dataclass(frozen=True, slots=True)

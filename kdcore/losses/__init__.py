@@ -4,6 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from kdcore.losses.bank import MemoryContrast
+from kdcore.losses.class_transport import class_transport
+from kdcore.losses.contrast import in_batch_contrast
+from kdcore.losses.correlations import (
+    channel_correlation,
+    consecutive_correlation,
+    kernel_correlation,
+)
+from kdcore.losses.decoupled import decoupled_kd, normalised_kd
 from kdcore.losses.distributions import (
     conditional_wasserstein,
     energy,
@@ -22,14 +31,45 @@ from kdcore.losses.gaussians import (
     gaussian_kl,
     gaussian_wasserstein,
 )
-from kdcore.losses.logits import cross_entropy, kd
+from kdcore.losses.logits import cross_entropy, jensen_shannon, kd, reverse_kd, soft_cross_entropy
+from kdcore.losses.predictions import multi_level_kd, prediction_correlation
+from kdcore.losses.regions import regional_kd
+from kdcore.losses.relations import relational_kd, similarity_divergence, similarity_preservation
+from kdcore.losses.temperatures import (
+    LearnedTemperature,
+    standardised_kd,
+    transformed_teacher,
+    weighted_transformed_teacher,
+)
 from kdcore.losses.term import Features, Logits, Loss, Stateful, Term
+from kdcore.taps import EMBEDDING
 
 __all__ = ["LOSSES", "Features", "Logits", "Loss", "Stateful", "Term"]
 
 LOSSES: Mapping[str, Loss] = {
     "ce": Logits(cross_entropy),
-    "kd": Logits(kd),
+    "kd": Logits(kd, weight=0.9),
+    "reverse_kd": Logits(reverse_kd),
+    "js": Logits(jensen_shannon),
+    "soft_ce": Logits(soft_cross_entropy, weight=0.9),
+    "lskd": Logits(standardised_kd, weight=9.0),
+    "ttm": Logits(transformed_teacher, weight=45.0),
+    "wttm": Logits(weighted_transformed_teacher, weight=4.0),
+    "ctkd": Stateful(LearnedTemperature, weight=0.9),
+    "dkd": Logits(decoupled_kd),
+    "nkd": Logits(normalised_kd),
+    "wkd_l": Logits(class_transport),
+    "dist": Logits(prediction_correlation, batch_level=True, weight=2.0),
+    "mlkd": Logits(multi_level_kd, batch_level=True, weight=0.9),
+    "sdd": Features(regional_kd, project=False, layers={}, weight=0.9),
+    "rkd": Features(relational_kd, batch_level=True, project=False),
+    "pkt": Features(similarity_divergence, batch_level=True, project=False, weight=30000.0),
+    "sp": Features(similarity_preservation, batch_level=True, project=False, weight=3000.0),
+    "cc": Features(kernel_correlation, batch_level=True, project=False, weight=0.003),
+    "cc_consecutive": Features(consecutive_correlation, batch_level=True, weight=0.02),
+    "ickd": Features(channel_correlation, layers={}, weight=2.5),
+    "infonce": Features(in_batch_contrast, batch_level=True),
+    "crd": Stateful(MemoryContrast, layers={EMBEDDING: EMBEDDING}, weight=0.8),
     "mse": Features(mean_squared_error),
     "w2": Features(wasserstein, batch_level=True),
     "cw2": Features(conditional_wasserstein, batch_level=True),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -16,6 +19,10 @@ def cross_entropy(
 
     .. math:: -\frac1B \sum_b \sum_k q_{bk} \log \mathrm{softmax}(s_b)_k, \quad
         q_{bk} = (1 - \epsilon) [k = y_b] + \epsilon / K
+
+    With ``label_smoothing`` it is the control of every teacher: soft targets that know nothing.
+
+    Source: Szegedy and others 2016, arXiv:1512.00567, section 7, for the smoothing.
     """
     return F.cross_entropy(student, label, label_smoothing=label_smoothing)
 
@@ -34,6 +41,71 @@ def kd(
     cross-entropy, so that it is zero when both agree.
     """
     check_same_shape(student, teacher)
-    log_p = F.log_softmax(student / temperature, dim=1)
-    log_q = F.log_softmax(teacher / temperature, dim=1)
-    return F.kl_div(log_p, log_q, reduction="batchmean", log_target=True) * temperature**2
+    return divergences(student / temperature, teacher / temperature).mean() * temperature**2
+
+
+def reverse_kd(
+    student: Float[Tensor, "b k"], teacher: Float[Tensor, "b k"], *, temperature: float = 4.0
+) -> Float[Tensor, ""]:
+    r"""Kullback-Leibler divergence from the teacher's softened prediction to the student's.
+
+    .. math:: \frac{T^2}{B} \sum_b \mathrm{KL}\big(
+        \mathrm{softmax}(s_b / T) \,\|\, \mathrm{softmax}(t_b / T) \big)
+
+    Where ``kd`` asks the student to cover all that the teacher thinks likely, this one asks it to
+    keep off what the teacher thinks unlikely.
+
+    Source: Gu and others 2024 (MiniLLM), arXiv:2306.08543, section 2, for one prediction rather
+    than a sequence, and with the factor of ``kd``.
+    """
+    check_same_shape(student, teacher)
+    return divergences(teacher / temperature, student / temperature).mean() * temperature**2
+
+
+def jensen_shannon(
+    student: Float[Tensor, "b k"], teacher: Float[Tensor, "b k"], *, temperature: float = 1.0
+) -> Float[Tensor, ""]:
+    r"""Jensen-Shannon divergence of the softened predictions, in nats: at most log 2.
+
+    .. math:: \frac{1}{2B} \sum_b \mathrm{KL}(p_b \| m_b) + \mathrm{KL}(q_b \| m_b), \quad
+        m = \tfrac12 (p + q)
+
+    with p and q the softmax of t / T and s / T. No factor :math:`T^2`: the bound would go.
+
+    Source: Lin 1991, Divergence measures based on the Shannon entropy.
+    """
+    check_same_shape(student, teacher)
+    log_q = F.log_softmax(student / temperature, dim=1)
+    log_p = F.log_softmax(teacher / temperature, dim=1)
+    log_m = torch.logaddexp(log_p, log_q) - math.log(2)
+    both = log_p.exp() * (log_p - log_m) + log_q.exp() * (log_q - log_m)
+    return both.sum(dim=1).mean() / 2
+
+
+def soft_cross_entropy(
+    student: Float[Tensor, "b k"], teacher: Float[Tensor, "b k"], *, temperature: float = 4.0
+) -> Float[Tensor, ""]:
+    r"""Cross-entropy of the student's softened prediction under the teacher's.
+
+    .. math:: -\frac{T^2}{B} \sum_{bk} \mathrm{softmax}(t_b / T)_k
+        \log \mathrm{softmax}(s_b / T)_k
+
+    ``kd`` plus the teacher's entropy: for a fixed teacher the gradients are the same.
+
+    Source: Hinton, Vinyals & Dean 2015, arXiv:1503.02531, section 2.
+    """
+    check_same_shape(student, teacher)
+    log_q = F.log_softmax(student / temperature, dim=1)
+    p = F.softmax(teacher / temperature, dim=1)
+    return -(p * log_q).sum(dim=1).mean() * temperature**2
+
+
+def divergences(
+    student: Float[Tensor, "b k"], teacher: Float[Tensor, "b k"]
+) -> Float[Tensor, " b"]:
+    r"""Kullback-Leibler divergence of each sample's predictions, the teacher's first.
+
+    .. math:: \mathrm{KL}\big( \mathrm{softmax}(t_b) \,\|\, \mathrm{softmax}(s_b) \big)
+    """
+    log_q, log_p = F.log_softmax(student, dim=1), F.log_softmax(teacher, dim=1)
+    return F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(dim=1)

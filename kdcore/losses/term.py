@@ -82,7 +82,10 @@ class Loss(ABC):
 
 @dataclass(frozen=True)
 class Logits(Loss):
-    """A function of ``student``, ``teacher`` and ``label``: the logits of both networks."""
+    """A function of ``student``, ``teacher`` and ``label``: the logits of both networks.
+
+    The function may also ask for ``teacher_classifier``.
+    """
 
     @property
     def needs_teacher(self) -> bool:
@@ -190,7 +193,8 @@ class _FunctionTerm(Term):
     def compare(self, values: Mapping[str, Any], epoch: float) -> Tensor:
         chosen = [values[name] for name in self._inputs]
         if self._batch_level:
-            chosen = [gather_rows(rows) for rows in chosen]
+            # a classifier has no rows: it is the same on every worker
+            chosen = [gather_rows(it) if isinstance(it, Tensor) else it for it in chosen]
         params = {name: at(held, epoch) for name, held in self._params.items()}
         value: Tensor = self._function(*chosen, **params)
         return value
@@ -198,9 +202,10 @@ class _FunctionTerm(Term):
 
 class _LogitsTerm(_FunctionTerm):
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
-        values = {"student": student.logits, "label": batch.label}
+        values: dict[str, Any] = {"student": student.logits, "label": batch.label}
         if "teacher" in self._inputs:
-            values["teacher"] = present(teacher).logits
+            taught = present(teacher)
+            values |= {"teacher": taught.logits, "teacher_classifier": taught.classifier}
         return self.compare(values, batch.epoch)
 
 

@@ -8,7 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from kdcore.losses.logits import cross_entropy, kd
+from kdcore.losses.logits import (
+    cross_entropy,
+    jensen_shannon,
+    kd,
+    reverse_kd,
+    soft_cross_entropy,
+)
 
 
 @pytest.fixture
@@ -81,6 +87,37 @@ def test_the_gradient_of_kd_at_large_temperature_is_that_of_centred_logits(
 def test_kd_is_finite_for_confident_logits_in_float32() -> None:
     student, teacher = torch.tensor([[1e4, 0.0]]), torch.tensor([[0.0, 1e4]])
     torch.testing.assert_close(kd(student, teacher, temperature=1.0), torch.tensor(1e4))
+
+
+def test_reverse_kd_is_kd_of_the_exchanged_networks(logits: tuple[Tensor, Tensor]) -> None:
+    student, teacher = logits
+    value = reverse_kd(student, teacher, temperature=2.0)
+    torch.testing.assert_close(value, kd(teacher, student, temperature=2.0))
+
+
+def test_soft_cross_entropy_is_kd_plus_the_entropy_of_the_teacher(
+    logits: tuple[Tensor, Tensor],
+) -> None:
+    entropy = 0.0
+    for row in logits[1].tolist():
+        entropy -= sum(q * log(q) for q in softmax(row, 2.0)) / len(logits[1])
+    value = soft_cross_entropy(*logits, temperature=2.0)
+    torch.testing.assert_close(value, kd(*logits, temperature=2.0) + 4 * entropy)
+
+
+def test_jensen_shannon_equals_its_loop(logits: tuple[Tensor, Tensor]) -> None:
+    expected = 0.0
+    for here, there in zip(*(rows.tolist() for rows in logits), strict=True):
+        for q, p in zip(softmax(here, 3.0), softmax(there, 3.0), strict=True):
+            m = (p + q) / 2
+            expected += (p * log(p / m) + q * log(q / m)) / 2 / len(logits[0])
+    torch.testing.assert_close(jensen_shannon(*logits, temperature=3.0), scalar(expected))
+
+
+def test_jensen_shannon_is_log_2_between_opposites_and_zero_between_equals() -> None:
+    student, teacher = torch.tensor([[1e4, 0.0]]), torch.tensor([[0.0, 1e4]])
+    torch.testing.assert_close(jensen_shannon(student, teacher), torch.tensor(log(2)))
+    torch.testing.assert_close(jensen_shannon(student, student), torch.tensor(0.0))
 
 
 @pytest.mark.usefixtures("without_shape_checks")

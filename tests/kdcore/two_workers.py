@@ -3,7 +3,8 @@
 Usage: python two_workers.py RANK FOLDER. A script rather than a function of the test, because
 pytest's importlib mode gives test modules no name that a spawned process could import. Rank 0
 writes ``measured.pt``: {case: {"one" | "two": {name: tensor}}}, the value of the loss under the
-name "loss" and the gradient of each parameter under the parameter's.
+name "loss", the gradient of each parameter under the parameter's, what each buffer holds
+afterwards under the buffer's; after two steps without an optimiser.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def whole_batch() -> Batch:
     teacher = freeze(network(width=4, stride=2))
     image = torch.randn(NUM_ROWS, 3, 8, 8, dtype=torch.float64)
     label = torch.randint(NUM_CLASSES, (NUM_ROWS,))
-    return next(taught([Batch(image, label, torch.arange(NUM_ROWS))], teacher))
+    return next(taught([Batch(image, label, torch.arange(NUM_ROWS), epoch=2.5)], teacher))
 
 
 def half(batch: Batch, rank: int) -> Batch:
@@ -78,18 +79,23 @@ def distill_step(loss: Loss, layers: Mapping[str, str], batch: Batch) -> Distill
     torch.manual_seed(1)
     student = network(width=3, stride=1)
     with torch.no_grad():
-        probe = Probe(student(batch.image), batch)
+        probe = Probe(student(batch.image), batch, NUM_ROWS + 2)
     return DistillStep(student, {"it": loss.build({}, layers, probe).double()}, {"it": 1.0})
 
 
 def measure(step: nn.Module, batch: Batch) -> dict[str, Tensor]:
-    result = step(batch)
-    result.loss.backward()
+    for _ in range(2):  # the second, so that what remembers has something to remember
+        step.zero_grad()
+        result = step(batch)
+        result.loss.backward()
     gradients = {
         name.removeprefix("module."): parameter.grad.clone()
         for name, parameter in step.named_parameters()
     }
-    return {"loss": result.loss.detach().clone(), **gradients}
+    remembered = {
+        name.removeprefix("module."): buffer.clone() for name, buffer in step.named_buffers()
+    }
+    return {"loss": result.loss.detach().clone(), **gradients, **remembered}
 
 
 def main(rank: int, folder: Path) -> None:

@@ -59,7 +59,7 @@ def test_a_student_of_another_width_gets_projectors() -> None:
     step = step_of({"ce": {}, "mid": {"loss": "mse", "layers": layers}, "kd": {}})
     assert shapes(step.terms["mid"]) == [(3, 2, 1, 1), (12, 8, 1, 1), (12, 8)]
     assert shapes(step.terms["kd"]) == shapes(step.terms["ce"]) == []
-    assert step.weights == {"ce": 1, "mid": 1, "kd": 1}
+    assert step.weights == {"ce": 1, "mid": 1, "kd": 0.9}
     run = run_of({"mid": {"loss": "mse", "layers": layers}})
     step = build_step(run, PICTURES)
     step(batch_of(run)).loss.backward()
@@ -76,7 +76,9 @@ def test_a_student_of_the_same_width_gets_none() -> None:
 
 @pytest.mark.parametrize("key", LOSSES)
 def test_a_step_of_every_loss_gives_a_finite_gradient(key: str) -> None:
-    run = run_of({"it": {"loss": key}, "ce": {"weight": 0.5}})
+    needed = LOSSES[key].takes_layers and not LOSSES[key].default_layers
+    named = {"layers": {"block3": "layer3"}} if needed else {}
+    run = run_of({"it": {"loss": key, "weight": 1, **named}, "ce": {"weight": 0.5}})
     step = build_step(run, PICTURES)
     result = step(batch_of(run))
     result.loss.backward()

@@ -153,7 +153,7 @@ def test_a_student_learns_and_every_epoch_is_reported() -> None:
             *("val/top1", "val/nll", "val/calibration_error"),
             *("epoch", "lr", "seconds"),
         }
-        parts = sum(metrics[f"train/{label}"] for label in ("ce", "kd", "mid"))
+        parts = metrics["train/ce"] + 0.9 * metrics["train/kd"] + metrics["train/mid"]
         assert metrics["train/loss"] == pytest.approx(parts, rel=1e-5)
 
 
@@ -472,10 +472,10 @@ def test_terms_of_weight_0_are_not_computed(monkeypatch: pytest.MonkeyPatch) -> 
 # gw is not convex: half precision may lead its solver to another local minimum
 @pytest.mark.parametrize("key", [key for key in LOSSES if key != "gw"])
 def test_cached_rows_train_as_the_live_teacher_does(key: str) -> None:
-    layers = {"block2": "block2", **LOSSES[key].default_layers}
+    layers = {"block3": "block3", **LOSSES[key].default_layers}
     named = {"layers": layers} if LOSSES[key].takes_layers else {}
-    losses = {"ce": {}, "it": {"loss": key, "weight": 1, **named}}
-    # a small rate, or training itself would magnify the half precision of the rows
+    losses = {"ce": {}, "it": {"loss": key, "weight": 0.1, **named}}
+    # a small rate and weight, or training itself would magnify the half precision of the rows
     few = {**BASE["data"], "limit": 60}
     teacher_run = {"run": {**TEACHER["run"], "data": few}}
     run = run_of(teacher=teacher_run, losses=losses, optimizer={"lr": 0.002}, data=few, epochs=2)

@@ -22,6 +22,7 @@ from kdcore.losses.gaussians import (
     gaussian_kl,
     gaussian_wasserstein,
 )
+from kdcore.losses.hints import Hints, ReusableMap, VariationalInformation
 from kdcore.losses.logits import cross_entropy, kd
 from kdcore.losses.term import Features, Logits, Loss, Stateful, Term
 
@@ -31,6 +32,9 @@ LOSSES: Mapping[str, Loss] = {
     "ce": Logits(cross_entropy),
     "kd": Logits(kd),
     "mse": Features(mean_squared_error),
+    "fitnet": Stateful(Hints, weight=100.0),
+    "vid": Stateful(VariationalInformation),
+    "simkd": Stateful(ReusableMap),
     "w2": Features(wasserstein, batch_level=True),
     "cw2": Features(conditional_wasserstein, batch_level=True),
     "jw2": Features(joint_distribution_wasserstein, batch_level=True),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from kdcore.losses.attention import attention_distance, attention_transfer, class_activation
 from kdcore.losses.distributions import (
     conditional_wasserstein,
     energy,
@@ -15,7 +16,7 @@ from kdcore.losses.distributions import (
     unbalanced,
     wasserstein,
 )
-from kdcore.losses.features import mean_squared_error
+from kdcore.losses.features import mean_squared_error, softmax_regression
 from kdcore.losses.gaussians import (
     conditional_gaussian_kl,
     conditional_gaussian_wasserstein,
@@ -24,6 +25,7 @@ from kdcore.losses.gaussians import (
 )
 from kdcore.losses.hints import Hints, ReusableMap, VariationalInformation
 from kdcore.losses.logits import cross_entropy, kd
+from kdcore.losses.statistics import channel_moments, neuron_selectivity
 from kdcore.losses.term import Features, Logits, Loss, Stateful, Term
 
 __all__ = ["LOSSES", "Features", "Logits", "Loss", "Stateful", "Term"]
@@ -33,8 +35,14 @@ LOSSES: Mapping[str, Loss] = {
     "kd": Logits(kd),
     "mse": Features(mean_squared_error),
     "fitnet": Stateful(Hints, weight=100.0),
+    "srrl": Features(softmax_regression),
     "vid": Stateful(VariationalInformation),
     "simkd": Stateful(ReusableMap),
+    "at": Features(attention_transfer, layers={}, project=False, weight=1000.0),
+    "at_paper": Features(attention_distance, layers={}, project=False, weight=500 / 64),  # 8x8 maps
+    "cat_kd": Features(class_activation, layers={}, project=False, weight=80.0),
+    "nst": Features(neuron_selectivity, layers={}, project=False, weight=50.0),
+    "wkd_f": Features(channel_moments, layers={}, weight=0.3),
     "w2": Features(wasserstein, batch_level=True),
     "cw2": Features(conditional_wasserstein, batch_level=True),
     "jw2": Features(joint_distribution_wasserstein, batch_level=True),

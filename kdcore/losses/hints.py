@@ -101,8 +101,8 @@ class VariationalInformation(Term):
 
     with a mean of three convolutions and one variance per channel of the teacher, all learned.
 
-    Source: Ahn and others 2019 (VID), arXiv:1904.05835, equations 5 and 6. In one public code the
-    variance is never trained, which makes it a mean squared error divided by 5.
+    Source: Ahn and others 2019 (VID), arXiv:1904.05835. In one public code the variance is never
+    trained, which makes it a mean squared error divided by 10.
     """
 
     def __init__(
@@ -141,7 +141,7 @@ class ReusableMap(Term):
     teacher's there, so that cross-entropy has weight 0. The bottleneck ends in a ReLU: the
     teacher's map must be one from after it. More pairs than the last one are summed.
 
-    Source: Chen and others 2022 (SimKD), arXiv:2203.14001, equation 2.
+    Source: Chen and others 2022 (SimKD), arXiv:2203.14001.
     """
 
     def __init__(self, layers: Mapping[str, str], probe: Probe, *, reduction: int = 2) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from kdcore.losses.attention import attention_distance, attention_transfer, class_activation
+from kdcore.losses.boundaries import ActivationBoundaries, MarginRelu
 from kdcore.losses.distributions import (
     conditional_wasserstein,
     energy,
@@ -17,6 +18,7 @@ from kdcore.losses.distributions import (
     wasserstein,
 )
 from kdcore.losses.features import mean_squared_error, softmax_regression
+from kdcore.losses.flow import Flow
 from kdcore.losses.gaussians import (
     conditional_gaussian_kl,
     conditional_gaussian_wasserstein,
@@ -43,6 +45,9 @@ LOSSES: Mapping[str, Loss] = {
     "cat_kd": Features(class_activation, layers={}, project=False, weight=80.0),
     "nst": Features(neuron_selectivity, layers={}, project=False, weight=50.0),
     "wkd_f": Features(channel_moments, layers={}, weight=0.3),
+    "fsp": Stateful(Flow, weight=50.0),
+    "ab": Stateful(ActivationBoundaries, weight=0.003),
+    "ofd": Stateful(MarginRelu, weight=0.001),
     "w2": Features(wasserstein, batch_level=True),
     "cw2": Features(conditional_wasserstein, batch_level=True),
     "jw2": Features(joint_distribution_wasserstein, batch_level=True),

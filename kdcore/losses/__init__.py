@@ -27,6 +27,7 @@ from kdcore.losses.gaussians import (
 )
 from kdcore.losses.hints import Hints, ReusableMap, VariationalInformation
 from kdcore.losses.logits import cross_entropy, kd
+from kdcore.losses.review import Review
 from kdcore.losses.statistics import channel_moments, neuron_selectivity
 from kdcore.losses.term import Features, Logits, Loss, Stateful, Term
 
@@ -48,6 +49,7 @@ LOSSES: Mapping[str, Loss] = {
     "fsp": Stateful(Flow, weight=50.0),
     "ab": Stateful(ActivationBoundaries, weight=0.003),
     "ofd": Stateful(MarginRelu, weight=0.001),
+    "reviewkd": Stateful(Review, weight=5.0),
     "w2": Features(wasserstein, batch_level=True),
     "cw2": Features(conditional_wasserstein, batch_level=True),
     "jw2": Features(joint_distribution_wasserstein, batch_level=True),

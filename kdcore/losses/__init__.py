@@ -17,6 +17,7 @@ from kdcore.losses.distributions import (
     unbalanced,
     wasserstein,
 )
+from kdcore.losses.factors import FactorTransfer
 from kdcore.losses.features import mean_squared_error, softmax_regression
 from kdcore.losses.flow import Flow
 from kdcore.losses.gaussians import (
@@ -27,6 +28,7 @@ from kdcore.losses.gaussians import (
 )
 from kdcore.losses.hints import Hints, ReusableMap, VariationalInformation
 from kdcore.losses.logits import cross_entropy, kd
+from kdcore.losses.masked import MaskedGeneration
 from kdcore.losses.review import Review
 from kdcore.losses.statistics import channel_moments, neuron_selectivity
 from kdcore.losses.term import Features, Logits, Loss, Stateful, Term
@@ -50,6 +52,8 @@ LOSSES: Mapping[str, Loss] = {
     "ab": Stateful(ActivationBoundaries, weight=0.003),
     "ofd": Stateful(MarginRelu, weight=0.001),
     "reviewkd": Stateful(Review, weight=5.0),
+    "ft": Stateful(FactorTransfer, weight=500.0),
+    "mgd": Stateful(MaskedGeneration, weight=7e-5),
     "w2": Features(wasserstein, batch_level=True),
     "cw2": Features(conditional_wasserstein, batch_level=True),
     "jw2": Features(joint_distribution_wasserstein, batch_level=True),

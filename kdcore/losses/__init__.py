@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from kdcore.losses.attention import attention_distance, attention_transfer, class_activation
 from kdcore.losses.boundaries import ActivationBoundaries, MarginRelu
 from kdcore.losses.copies import ManyToOne
+from kdcore.losses.denoising import Denoising
 from kdcore.losses.distributions import (
     conditional_wasserstein,
     energy,
@@ -56,6 +57,7 @@ LOSSES: Mapping[str, Loss] = {
     "ft": Stateful(FactorTransfer, weight=500.0),
     "mgd": Stateful(MaskedGeneration, weight=7e-5),
     "norm": Stateful(ManyToOne),
+    "diffkd": Stateful(Denoising),
     "w2": Features(wasserstein, batch_level=True),
     "cw2": Features(conditional_wasserstein, batch_level=True),
     "jw2": Features(joint_distribution_wasserstein, batch_level=True),

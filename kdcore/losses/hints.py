@@ -23,18 +23,21 @@ from kdcore.types import Batch, Outputs, Probe
 def gaussian_nll(
     student: Float[Tensor, "b c h w"],
     teacher: Float[Tensor, "b c h w"],
-    variance: Float[Tensor, " c"],
+    spread: Float[Tensor, " c"],
+    *,
+    eps: float,
 ) -> Float[Tensor, ""]:
     r"""Negative log-likelihood of the teacher's map, less its constant, per element.
 
     .. math:: \frac{1}{B C H W} \sum_{bchw} \frac12 \Big( \frac{(s_{bchw} - t_{bchw})^2}{v_c}
-        + \log v_c \Big)
+        + \log v_c \Big), \quad v_c = \log(1 + e^{\rho_c}) + \epsilon
 
-    Negative where the student predicts well and v is small.
+    with the ``spread`` :math:`\rho`, any real number. Negative where the student predicts well and
+    v is small.
     """
     check_same_shape(student, teacher)
-    spread = variance[:, None, None]
-    return ((student - teacher).square() / spread + spread.log()).mean() / 2
+    variance = (F.softplus(spread) + eps)[:, None, None]
+    return ((student - teacher).square() / variance + variance.log()).mean() / 2
 
 
 def three_convolutions(student: Sequence[int], teacher: Sequence[int]) -> nn.Module:
@@ -97,7 +100,7 @@ class VariationalInformation(Term):
     r"""Negative log-likelihood of the teacher's map under a Gaussian predicted from the student's.
 
     .. math:: \sum_l \mathrm{mean} \, \frac12 \Big( \frac{(m_l(s_l) - t_l)^2}{v_{lc}}
-        + \log v_{lc} \Big), \quad v = \mathrm{softplus}(\rho) + \epsilon
+        + \log v_{lc} \Big)
 
     with a mean of three convolutions and one variance per channel of the teacher, all learned.
 
@@ -126,8 +129,7 @@ class VariationalInformation(Term):
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Float[Tensor, ""]:
         pairs = zip(self.maps(student, teacher), self.spreads, strict=True)
         values = [
-            gaussian_nll(here, there, F.softplus(spread) + self.eps)
-            for (here, there), spread in pairs
+            gaussian_nll(here, there, spread, eps=self.eps) for (here, there), spread in pairs
         ]
         return torch.stack(values).sum()
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from kdcore.losses import LOSSES
+from kdcore.losses import LOSSES, Loss, Stateful
 from kdcore.schedules import Cosine, Warmup
 from kdcore.step import DistillStep
 from kdcore.types import Batch
@@ -74,9 +74,17 @@ def test_a_student_of_the_same_width_gets_none() -> None:
     assert shapes(step.terms) == []
 
 
+def layers_of(loss: Loss) -> dict[str, Any]:
+    """Two stages for a loss that may see several, the last map for one that names no layers."""
+    if not loss.takes_layers or loss.default_layers:
+        return {}
+    both = {"block2": "layer2", "block3": "layer3"}
+    return {"layers": both if isinstance(loss, Stateful) else {"block3": "layer3"}}
+
+
 @pytest.mark.parametrize("key", LOSSES)
 def test_a_step_of_every_loss_gives_a_finite_gradient(key: str) -> None:
-    run = run_of({"it": {"loss": key}, "ce": {"weight": 0.5}})
+    run = run_of({"it": {"loss": key, **layers_of(LOSSES[key])}, "ce": {"weight": 0.5}})
     step = build_step(run, PICTURES)
     result = step(batch_of(run))
     result.loss.backward()

@@ -68,10 +68,12 @@ def build_step(run: RunConfig, pictures: Pictures) -> DistillStep:
     # sorted: the order of the file is not part of the run's identity, the first random numbers are
     for label, config in sorted(run.active.items()):
         with _named(f"losses.{label}"):
-            terms[label] = LOSSES[config.loss].build(_params(run, config), config.layers, probe)
-            value = terms[label](probe.student, probe.batch.teacher, probe.batch)
+            term = LOSSES[config.loss].build(_params(run, config), config.layers, probe).eval()
+            # in evaluation mode: blank pictures are not to be remembered
+            value = term(probe.student, probe.batch.teacher, probe.batch)
             if not bool(torch.isfinite(value)):
                 raise ValueError(f"is {value.item()} for blank pictures; check its params")
+            terms[label] = term.train()
     return DistillStep(student, terms, {label: _weight(run, run.active[label]) for label in terms})
 
 

@@ -53,12 +53,16 @@ def test_the_label_names_the_loss_unless_it_is_named() -> None:
     }
 
 
+def line(key: str) -> dict[str, Any]:
+    """The least that a run must say of a loss: its name, and layers where it has no default."""
+    needed = LOSSES[key].takes_layers and not LOSSES[key].default_layers
+    return {"loss": key, "layers": {"block2": "layer2"}} if needed else {"loss": key}
+
+
 @pytest.mark.parametrize("key", LOSSES)
 def test_every_parameter_of_a_loss_is_filled_in_from_its_signature(key: str) -> None:
-    loss = LOSSES[key]
-    needed = loss.takes_layers and not loss.default_layers
-    named = {"layers": {"block2": "layer2"}} if needed else {}
-    (term,) = run_of(**TEACHER, losses={"it": {"loss": key, **named}}).losses.values()
+    loss, named = LOSSES[key], line(key)
+    (term,) = run_of(**TEACHER, losses={"it": named}).losses.values()
     assert term.params == {name: held.default for name, held in loss.hyperparameters.items()}
     assert term.layers == (named.get("layers") or loss.default_layers)
     assert term.weight == LOSSES[key].weight
@@ -519,7 +523,7 @@ def test_filled_in_defaults_do_not_change_the_identity() -> None:
 @pytest.mark.parametrize("loss", [key for key in LOSSES if LOSSES[key].needs_teacher])
 def test_the_control_is_one_run_whatever_loss_has_weight_0(loss: str) -> None:
     control = run_of(losses={"ce": {}})
-    off = run_of(**TEACHER, losses={"ce": {}, "distill": {"loss": loss, "weight": 0}})
+    off = run_of(**TEACHER, losses={"ce": {}, "distill": {**line(loss), "weight": 0}})
     assert off.identity == control.identity
     on = changed(off, {"losses.distill.weight": 0.1})
     assert on.identity != control.identity
@@ -584,8 +588,10 @@ RUNS = st.fixed_dictionaries(
         ),
         "losses": st.dictionaries(
             st.from_regex(r"[a-z]{3,8}", fullmatch=True).map(lambda word: f"on_{word}"),
-            st.fixed_dictionaries(
-                {"loss": st.sampled_from(sorted(LOSSES)), "weight": st.floats(1e-9, 1e9)}
+            st.builds(
+                lambda named, weight: {**named, "weight": weight},
+                st.sampled_from([line(key) for key in sorted(LOSSES)]),
+                st.floats(1e-9, 1e9),
             ),
             min_size=1,
             max_size=3,

@@ -44,6 +44,16 @@ def check_num_classes(logits: Tensor) -> None:
         )
 
 
+def check_maps(student: Tensor, teacher: Tensor) -> None:
+    """Raise ValueError unless both are maps (B, C, H, W) of one batch, height and width."""
+    alike = student.shape[0] == teacher.shape[0] and student.shape[2:] == teacher.shape[2:]
+    if student.ndim != 4 or teacher.ndim != 4 or not alike:
+        raise ValueError(
+            "student and teacher must be maps (B, C, H, W) of the same height and width, got "
+            f"{tuple(student.shape)} and {tuple(teacher.shape)}"
+        )
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
     """The message for a name that is not in a table, with the nearest one that is."""
     names = sorted(known)

@@ -16,17 +16,16 @@ def projector(student: Sequence[int], teacher: Sequence[int]) -> nn.Module:
 
     Raises ValueError where the two have different numbers of dimensions.
     """
-    if len(student) != len(teacher) or len(student) not in (2, 3, 4):
-        raise ValueError(
-            "two features can be compared if both are (B, D), (B, N, D) or (B, C, H, W); got "
-            f"{tuple(student)} from the student and {tuple(teacher)} from the teacher"
-        )
-    axis = 1 if len(student) == 4 else -1
-    if student[axis] == teacher[axis]:
-        return nn.Identity()
-    if len(student) == 4:
-        return nn.Conv2d(student[1], teacher[1], kernel_size=1, bias=False)
-    return nn.Linear(student[-1], teacher[-1], bias=False)
+    axis = _channel_axis(student, teacher)
+    return nn.Identity() if student[axis] == teacher[axis] else regressor(student, teacher)
+
+
+def regressor(student: Sequence[int], teacher: Sequence[int]) -> nn.Module:
+    """A ``projector`` that is learned also where the channels agree."""
+    axis = _channel_axis(student, teacher)
+    if axis == 1:
+        return nn.Conv2d(student[axis], teacher[axis], kernel_size=1, bias=False)
+    return nn.Linear(student[axis], teacher[axis], bias=False)
 
 
 def same_resolution(
@@ -38,3 +37,12 @@ def same_resolution(
     height, width = map(min, student.shape[2:], teacher.shape[2:])
     size = (height, width)
     return F.adaptive_avg_pool2d(student, size), F.adaptive_avg_pool2d(teacher, size)
+
+
+def _channel_axis(student: Sequence[int], teacher: Sequence[int]) -> int:
+    if len(student) != len(teacher) or len(student) not in (2, 3, 4):
+        raise ValueError(
+            "two features can be compared if both are (B, D), (B, N, D) or (B, C, H, W); got "
+            f"{tuple(student)} from the student and {tuple(teacher)} from the teacher"
+        )
+    return 1 if len(student) == 4 else -1

@@ -10,6 +10,11 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 
+def num_workers() -> int:
+    """The processes that train together: 1 without a process group."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
 def gather_rows(rows: Shaped[Tensor, "b ..."]) -> Shaped[Tensor, "rows ..."]:
     """The rows of every worker in rank order; without a process group, the rows themselves.
 
@@ -17,7 +22,7 @@ def gather_rows(rows: Shaped[Tensor, "b ..."]) -> Shaped[Tensor, "rows ..."]:
     workers send it, so that a loss of the gathered rows, computed by every worker and averaged over
     workers by DDP, has the gradient of the same loss in one process.
     """
-    if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
+    if num_workers() == 1:
         return rows
     gathered: Tensor = _GatherRows.apply(rows)
     return gathered
@@ -27,7 +32,7 @@ class _GatherRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:
         ctx.num_rows = rows.shape[0]
-        parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
+        parts = [torch.empty_like(rows) for _ in range(num_workers())]
         dist.all_gather(parts, rows.contiguous())
         return torch.cat(parts)
 

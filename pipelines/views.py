@@ -13,51 +13,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kdcore.philox import WORD, philox
 from pipelines.config import AugmentConfig
 
 VERSION = 1  # of the mapping from numbers to pixels; part of every cache's fingerprint
 STREAMS = {"crop": 0, "flip": 1, "order": 2, "split": 3}  # one number per use, never used again
-
-_MASK = 0xFFFFFFFF
-_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
-_WEYL = (0x9E3779B9, 0xBB67AE85)
-
-
-def philox(counter: Tensor, key: Tensor | Sequence[int]) -> Tensor:
-    """Philox4x32-10: four 32-bit words per counter.
-
-    counter is (..., 4) and key (2,), words in [0, 2^32) held as int64; the result is (..., 4).
-
-    Source: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3", section 3.3.
-    """
-    c0, c1, c2, c3 = counter.unbind(-1)
-    k0, k1 = (int(word) for word in key)
-    for _ in range(10):
-        high0, low0 = _product(c0, _MULTIPLIERS[0])
-        high1, low1 = _product(c2, _MULTIPLIERS[1])
-        c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
-        k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
-    return torch.stack([c0, c1, c2, c3], dim=-1)
-
-
-def _product(word: Tensor, multiplier: int) -> tuple[Tensor, Tensor]:
-    # int64 wraps modulo 2^64; the mask undoes the sign that the shift drags along
-    product = word * multiplier
-    return (product >> 32) & _MASK, product & _MASK
 
 
 def random_words(sample: Tensor, *, view: int, stream: str, seed: int) -> Tensor:
     """Four words in [0, 2^32) for each sample number: (B,) to (B, 4), int64."""
     counter = torch.stack(
         [
-            sample & _MASK,
-            (sample >> 32) & _MASK,
+            sample & WORD,
+            (sample >> 32) & WORD,
             torch.full_like(sample, view),
             torch.full_like(sample, STREAMS[stream]),
         ],
         dim=-1,
     )
-    return philox(counter, (seed & _MASK, (seed >> 32) & _MASK))
+    return philox(counter, (seed & WORD, (seed >> 32) & WORD))
 
 
 def permutation(count: int, *, seed: int, epoch: int, stream: str) -> Tensor:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from kdcore.losses.attention import attention_distance, attention_transfer, class_activation
 from kdcore.losses.bank import MemoryContrast
+from kdcore.losses.boundaries import ActivationBoundaries, MarginRelu
 from kdcore.losses.class_transport import class_transport
 from kdcore.losses.contrast import in_batch_contrast
+from kdcore.losses.copies import ManyToOne
 from kdcore.losses.correlations import (
     channel_correlation,
     consecutive_correlation,
     kernel_correlation,
 )
 from kdcore.losses.decoupled import decoupled_kd, normalised_kd
+from kdcore.losses.denoising import Denoising
 from kdcore.losses.distributions import (
     conditional_wasserstein,
     energy,
@@ -24,17 +28,23 @@ from kdcore.losses.distributions import (
     unbalanced,
     wasserstein,
 )
-from kdcore.losses.features import mean_squared_error
+from kdcore.losses.factors import FactorTransfer
+from kdcore.losses.features import mean_squared_error, softmax_regression
+from kdcore.losses.flow import Flow
 from kdcore.losses.gaussians import (
     conditional_gaussian_kl,
     conditional_gaussian_wasserstein,
     gaussian_kl,
     gaussian_wasserstein,
 )
+from kdcore.losses.hints import Hints, ReusableMap, VariationalInformation
 from kdcore.losses.logits import cross_entropy, jensen_shannon, kd, reverse_kd, soft_cross_entropy
+from kdcore.losses.masked import MaskedGeneration
 from kdcore.losses.predictions import multi_level_kd, prediction_correlation
 from kdcore.losses.regions import regional_kd
 from kdcore.losses.relations import relational_kd, similarity_divergence, similarity_preservation
+from kdcore.losses.review import Review
+from kdcore.losses.statistics import channel_moments, neuron_selectivity
 from kdcore.losses.temperatures import (
     LearnedTemperature,
     standardised_kd,
@@ -71,6 +81,23 @@ LOSSES: Mapping[str, Loss] = {
     "infonce": Features(in_batch_contrast, batch_level=True),
     "crd": Stateful(MemoryContrast, layers={EMBEDDING: EMBEDDING}, weight=0.8),
     "mse": Features(mean_squared_error),
+    "fitnet": Stateful(Hints, weight=100.0),
+    "srrl": Features(softmax_regression),
+    "vid": Stateful(VariationalInformation),
+    "simkd": Stateful(ReusableMap),
+    "at": Features(attention_transfer, layers={}, project=False, weight=1000.0),
+    "at_paper": Features(attention_distance, layers={}, project=False, weight=500 / 64),  # 8x8 maps
+    "cat_kd": Features(class_activation, layers={}, project=False, weight=80.0),
+    "nst": Features(neuron_selectivity, layers={}, project=False, weight=50.0),
+    "wkd_f": Features(channel_moments, layers={}, weight=0.3),
+    "fsp": Stateful(Flow, weight=50.0),
+    "ab": Stateful(ActivationBoundaries, weight=0.003),
+    "ofd": Stateful(MarginRelu, weight=0.001),
+    "reviewkd": Stateful(Review, weight=5.0),
+    "ft": Stateful(FactorTransfer, weight=500.0),
+    "mgd": Stateful(MaskedGeneration, weight=7e-5),
+    "norm": Stateful(ManyToOne),
+    "diffkd": Stateful(Denoising),
     "w2": Features(wasserstein, batch_level=True),
     "cw2": Features(conditional_wasserstein, batch_level=True),
     "jw2": Features(joint_distribution_wasserstein, batch_level=True),

@@ -241,6 +241,10 @@ class _FeaturesTerm(_FunctionTerm):
             "student_classifier": student.classifier,
             "teacher_classifier": taught.classifier,
         }
+        lacking = [name for name in self._inputs if shared.get(name, name) is None]
+        if lacking:
+            network, _, part = lacking[0].partition("_")
+            raise ValueError(f"this loss needs the {network}'s {part}, and its outputs carry none")
         total = batch.image.new_zeros(())
         for (here, there), project in zip(self._layers.items(), self.projectors, strict=True):
             pair = same_resolution(project(student.features[here]), taught.features[there])

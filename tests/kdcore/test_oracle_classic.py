@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 from collections.abc import Mapping
@@ -15,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.kdcore import classic_logits
+from tests.kdcore import classic_logits, classic_maps
 
 FOLDER = Path(os.environ.get("KD_ORACLES", Path(__file__).parents[3] / "shared" / "oracles"))
 FILE = FOLDER / "classic.json"
@@ -28,14 +27,7 @@ pytestmark = [
 
 Entry = Mapping[str, Any]
 ENTRIES: list[Entry] = json.loads(FILE.read_text())["entries"] if FILE.is_file() else []
-ADAPTERS = dict(classic_logits.ADAPTERS)
-if Path(__file__).with_name("classic_maps.py").is_file():
-    ADAPTERS |= importlib.import_module("tests.kdcore.classic_maps").ADAPTERS
-else:  # until the losses on maps are merged
-    maps = ("at", "nst", "fsp", "vid", "ofd", "hcl", "ab", "catkd", "wkd_f", "simkd", "srrl")
-    ENTRIES = [
-        entry for entry in ENTRIES if not entry["name"].startswith(tuple(f"{m}_" for m in maps))
-    ]
+ADAPTERS = {**classic_logits.ADAPTERS, **classic_maps.ADAPTERS}
 # where a plain float32 version lost the gradient, there is none to compare
 HAS_GRADIENT = [entry for entry in ENTRIES if entry["grad_wrt"] is not None]
 KEEPS_GRADIENT = [entry for entry in HAS_GRADIENT if entry["float32_grad_rel_diff"] < 1e-3]

@@ -22,7 +22,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from kdcore.losses import LOSSES, Loss
+from kdcore.losses import LOSSES, Loss, Stateful
 from kdcore.step import DistillStep
 from kdcore.taps import Tapped
 from kdcore.teachers import freeze, taught
@@ -31,20 +31,24 @@ from kdcore.types import Batch, Outputs, Probe
 NUM_WORKERS = 2
 NUM_ROWS = 6
 NUM_CLASSES = 5
+MAP = {"map": "map"}
+MAPS = {"early": "early", "map": "map"}  # for losses that may see several layers together
 
 
 def network(width: int, stride: int) -> Tapped:
-    """One convolution and a classifier; no BatchNorm, whose statistics each worker has alone."""
+    """Convolutions and a classifier; no BatchNorm, whose statistics each worker has alone."""
     net = nn.Sequential(
         OrderedDict(
-            map=nn.Conv2d(3, width, 3, stride, padding=1),
+            early=nn.Conv2d(3, width - 1, 3, padding=1),
+            bend=nn.Tanh(),
+            map=nn.Conv2d(width - 1, width, 3, stride, padding=1),
             activation=nn.Tanh(),
             pool=nn.AdaptiveAvgPool2d(1),
             flatten=nn.Flatten(),
             classifier=nn.Linear(width, NUM_CLASSES),
         )
     )
-    return Tapped(net, ["map"]).double()
+    return Tapped(net, ["early", "map"]).double()
 
 
 def whole_batch() -> Batch:
@@ -72,7 +76,7 @@ def cases() -> Iterator[tuple[str, Loss, Mapping[str, str]]]:
         if loss.default_layers or not loss.takes_layers:
             yield key, loss, loss.default_layers
         if loss.takes_layers:
-            yield f"{key}-map", loss, {"map": "map"}
+            yield f"{key}-map", loss, MAPS if isinstance(loss, Stateful) else MAP
 
 
 def distill_step(loss: Loss, layers: Mapping[str, str], batch: Batch) -> DistillStep:

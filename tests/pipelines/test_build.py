@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from kdcore.losses import LOSSES
+from kdcore.losses import LOSSES, Stateful
 from kdcore.schedules import Cosine, Warmup
 from kdcore.step import DistillStep
 from kdcore.types import Batch
@@ -74,11 +74,18 @@ def test_a_student_of_the_same_width_gets_none() -> None:
     assert shapes(step.terms) == []
 
 
+def named(key: str) -> dict[str, Any]:
+    """The layers of a loss that has no default: two stages where it may see several together."""
+    loss = LOSSES[key]
+    if not loss.takes_layers or loss.default_layers:
+        return {}
+    both = {"block2": "layer2", "block3": "layer3"}
+    return {"layers": both if isinstance(loss, Stateful) else {"block3": "layer3"}}
+
+
 @pytest.mark.parametrize("key", LOSSES)
 def test_a_step_of_every_loss_gives_a_finite_gradient(key: str) -> None:
-    needed = LOSSES[key].takes_layers and not LOSSES[key].default_layers
-    named = {"layers": {"block3": "layer3"}} if needed else {}
-    run = run_of({"it": {"loss": key, "weight": 1, **named}, "ce": {"weight": 0.5}})
+    run = run_of({"it": {"loss": key, "weight": 1, **named(key)}, "ce": {"weight": 0.5}})
     step = build_step(run, PICTURES)
     result = step(batch_of(run))
     result.loss.backward()
@@ -87,6 +94,15 @@ def test_a_step_of_every_loss_gives_a_finite_gradient(key: str) -> None:
     for name, parameter in step.named_parameters():
         assert parameter.grad is not None, name
         assert bool(parameter.grad.isfinite().all()), name
+
+
+@pytest.mark.parametrize("key", [key for key in LOSSES if isinstance(LOSSES[key], Stateful)])
+def test_blank_pictures_leave_no_trace_in_a_term(key: str) -> None:
+    step = step_of({"it": {"loss": key, **named(key)}, "ce": {}})
+    assert step.terms["it"].training
+    for name, held in step.terms.named_buffers():
+        if name.endswith(("count", "num_batches_tracked")):
+            assert int(held.sum()) == 0, name
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from kdcore.philox import philox
 from pipelines.config import AugmentConfig
-from pipelines.views import STREAMS, VERSION, normalised, permutation, philox, random_words, view
+from pipelines.views import STREAMS, VERSION, normalised, permutation, random_words, view
 
 CROP, FLIP = AugmentConfig(crop=2), AugmentConfig(flip=True)
 BOTH = AugmentConfig(crop=2, flip=True)

@@ -115,7 +115,8 @@ def test_every_loss_ignores_the_order_of_the_batch(name: str) -> None:
     case = make_case(*CASES[name])
     order, term = torch.tensor([3, 0, 5, 1, 4, 2]), case.settled()
     batch, teacher = case.batch, in_order(case.teacher, order)
-    shuffled = Batch(batch.image[order], batch.label[order], batch.index[order], teacher)
+    rows = (batch.image[order], batch.label[order], batch.index[order])
+    shuffled = Batch(*rows, teacher, epoch=batch.epoch)
     value = term(in_order(case.student, order), teacher, shuffled)
     torch.testing.assert_close(value, case.value(term), rtol=1e-12, atol=1e-12)
 

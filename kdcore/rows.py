@@ -1,4 +1,4 @@
-"""The rows of all workers, with gradient: for losses that compare samples with each other."""
+"""Rows that losses compare with each other: those of all workers, and of unit length."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Shaped
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 
@@ -26,6 +26,13 @@ def gather_rows(rows: Shaped[Tensor, "b ..."]) -> Shaped[Tensor, "rows ..."]:
         return rows
     gathered: Tensor = _GatherRows.apply(rows)
     return gathered
+
+
+def unit_rows(rows: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
+    """Each row divided by its length; a row of zeros as it is, with a gradient of its own size."""
+    # not normalize(): its slope at zero is 1e12
+    squared = rows.square().sum(dim=-1, keepdim=True)
+    return rows / torch.where(squared > 0, squared, 1.0).sqrt()
 
 
 class _GatherRows(torch.autograd.Function):

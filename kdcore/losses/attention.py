@@ -9,6 +9,7 @@ from torch import Tensor
 
 from kdcore.checks import check_maps
 from kdcore.losses.features import mean_squared_error
+from kdcore.rows import unit_rows
 from kdcore.types import Classifier
 
 
@@ -86,7 +87,7 @@ def class_activation_error(
     """``class_activation`` of activation maps already made and pooled."""
     here, there = student.flatten(2), teacher.flatten(2)
     if normalise:
-        here, there = F.normalize(here, dim=2), F.normalize(there, dim=2)
+        here, there = unit_rows(here), unit_rows(there)
     return mean_squared_error(here, there)
 
 

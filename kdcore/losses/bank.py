@@ -10,10 +10,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from kdcore.losses.contrast import noise_contrast
-from kdcore.losses.correlations import unit_rows
 from kdcore.losses.samples import samples
 from kdcore.losses.term import Term, feature_of, present
-from kdcore.rows import gather_rows
+from kdcore.rows import gather_rows, unit_rows
 from kdcore.types import Batch, Outputs, Probe
 
 

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from kdcore.checks import check_same_shape
-from kdcore.losses.correlations import unit_rows
+from kdcore.rows import unit_rows
 
 
 def in_batch_contrast(

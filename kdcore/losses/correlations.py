@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kdcore.checks import check_same_rows, check_same_shape
+from kdcore.rows import unit_rows
 
 
 def kernel_correlation(
@@ -81,13 +82,6 @@ def channel_correlation(
         raise ValueError(f"this loss compares maps (B, C, H, W), got {tuple(student.shape)}")
     here, there = (_channel_products(feature) for feature in (student, teacher))
     return (here - there).square().sum() / (here.shape[0] * here.shape[1])
-
-
-def unit_rows(rows: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
-    """Each row divided by its length; a row of zeros as it is, with a gradient of its own size."""
-    # not normalize(): its slope at zero is 1e12
-    squared = rows.square().sum(dim=1, keepdim=True)
-    return rows / torch.where(squared > 0, squared, 1.0).sqrt()
 
 
 def _gaussian_kernel(rows: Tensor, gamma: float, degree: int) -> Tensor:

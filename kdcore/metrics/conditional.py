@@ -10,13 +10,8 @@ from torch import Tensor
 
 from kdcore.checks import check_same_width
 from kdcore.metrics.classes import Reduction, class_weights, shared_classes
-from kdcore.metrics.transport import (
-    class_transport_plan,
-    cross_costs,
-    squared_costs,
-    transport_plan,
-    transported,
-)
+from kdcore.metrics.plans import class_transport_plan, transport_plan
+from kdcore.metrics.transport import cross_costs, squared_costs, transported
 
 LabelCost = Literal[
     "onehot",

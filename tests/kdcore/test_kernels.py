@@ -25,13 +25,14 @@ from kdcore.metrics.kernels import (
     polynomial_mmd,
     squared_mean_distance,
 )
+from kdcore.metrics.plans import transport_plan
 from kdcore.metrics.relaxed import (
     gromov_wasserstein,
     random_directions,
     sliced_wasserstein,
     unbalanced_wasserstein,
 )
-from kdcore.metrics.transport import diagonal_plan_mass, squared_wasserstein, transport_plan
+from kdcore.metrics.transport import diagonal_plan_mass, squared_wasserstein
 
 
 def rows(*shape: int, seed: int = 0) -> Tensor:

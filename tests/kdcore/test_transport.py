@@ -13,7 +13,8 @@ from scipy.spatial.distance import cdist
 from torch import Tensor
 
 from kdcore.losses.distributions import wasserstein
-from kdcore.metrics.transport import squared_wasserstein, transport_plan
+from kdcore.metrics.plans import transport_plan
+from kdcore.metrics.transport import squared_wasserstein
 
 
 def rows(*shape: int, seed: int = 0) -> Tensor:

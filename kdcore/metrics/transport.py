@@ -26,17 +26,23 @@ def squared_costs(
         return torch.addmm(norms, here, there.mT, alpha=-2).clamp_(min=0)
 
 
+def costs(student: Float[Tensor, "n d"], teacher: Float[Tensor, "m d"]) -> Float[Tensor, "n m"]:
+    """All distances by one matrix product, without gradient: to find a plan with."""
+    return squared_costs(student, teacher).sqrt_()
+
+
 def cross_costs(
     student: Float[Tensor, "n d"], teacher: Float[Tensor, "m d"]
 ) -> Float[Tensor, "n m"]:
     r"""Squared distances up to what no plan can change, halved: to find a plan with.
 
-    .. math:: -\langle s_i - \bar s, t_j - \bar t \rangle = \tfrac12 \|s_i - t_j\|^2 + r_i + c_j
+    .. math:: \langle s_i, \bar t - t_j \rangle = \tfrac12 \|s_i - t_j\|^2 + r_i + c_j
 
-    Plans between given margins cost the same in rows' and columns' constants.
+    Plans between given margins cost the same in rows' and columns' constants. With one sample taken
+    about its mean, rounding grows with how far from zero the features are, not with its square.
     """
     with torch.no_grad():
-        return (student.mean(dim=0) - student) @ (teacher - teacher.mean(dim=0)).mT
+        return student @ (teacher.mean(dim=0) - teacher).mT
 
 
 def transported(
@@ -80,7 +86,7 @@ def wasserstein_1(
     .. math:: W_1 = \min_{\gamma \in \Gamma(1/n, 1/m)} \sum_{ij} \gamma_{ij} \|s_i - t_j\|
     """
     check_same_width(student, teacher)
-    plan = transport_plan(squared_costs(student, teacher).sqrt())
+    plan = transport_plan(costs(student, teacher))
     return transported(plan, student, teacher, power=1)
 
 

@@ -12,25 +12,30 @@ Reduction = Literal["sum", "mean_present", "mean_classes", "frequency"]
 
 
 class Shared(NamedTuple):
-    """The labels of two samples as places in one list of the classes that occur in either."""
+    """The labels of two samples as places in one list of the classes that occur in either.
+
+    ``counts`` says how often each class of the list occurs in either sample.
+    """
 
     student: Int[Tensor, " n"]
     teacher: Int[Tensor, " m"]
-    num: int
+    counts: tuple[Int[Tensor, " c"], Int[Tensor, " c"]]
 
     @property
-    def counts(self) -> tuple[Int[Tensor, " c"], Int[Tensor, " c"]]:
-        """How often each class of the list occurs in either sample."""
-        return (
-            torch.bincount(self.student, minlength=self.num),
-            torch.bincount(self.teacher, minlength=self.num),
-        )
+    def num(self) -> int:
+        """How many classes there are."""
+        return len(self.counts[0])
 
 
 def shared_classes(student_label: Int[Tensor, " n"], teacher_label: Int[Tensor, " m"]) -> Shared:
-    """Labels of any values, renumbered without gaps."""
+    """Labels of any values, renumbered without gaps; of one minibatch only once."""
+    if student_label is teacher_label:
+        _, index, count = torch.unique(student_label, return_inverse=True, return_counts=True)
+        return Shared(index, index, (count, count))
     classes, index = torch.unique(torch.cat([student_label, teacher_label]), return_inverse=True)
-    return Shared(index[: len(student_label)], index[len(student_label) :], len(classes))
+    here, there = index.split([len(student_label), len(teacher_label)])
+    counts = [torch.bincount(part, minlength=len(classes)) for part in (here, there)]
+    return Shared(here, there, (counts[0], counts[1]))
 
 
 def reduced(

@@ -10,13 +10,8 @@ from torch import Tensor
 
 from kdcore.checks import check_same_width
 from kdcore.metrics.classes import Reduction, class_weights, shared_classes
-from kdcore.metrics.transport import (
-    class_transport_plan,
-    cross_costs,
-    squared_costs,
-    transport_plan,
-    transported,
-)
+from kdcore.metrics.plans import class_transport_plan, transport_plan
+from kdcore.metrics.transport import costs, cross_costs, squared_costs, transported
 
 LabelCost = Literal[
     "onehot",
@@ -50,13 +45,11 @@ def class_wasserstein(
     Source: Montesuma 2025 (KD2M), arXiv:2504.01757, the row CW2(E); its code sums and does not run.
     """
     check_same_width(student, teacher)
-    squared = power == 2
-    cost = cross_costs(student, teacher) if squared else squared_costs(student, teacher).sqrt()
-    plan = class_transport_plan(cost, student_label, teacher_label)
     classes = shared_classes(student_label, teacher_label)
     weights = class_weights(classes, student, reduction=reduction, num_classes=num_classes)
-    shares = plan.mass * weights[classes.student[plan.row]]
-    return transported(plan._replace(mass=shares), student, teacher, power=power)
+    cost = cross_costs if power == 2 else costs
+    plan = class_transport_plan(student, teacher, classes, weights, cost=cost)
+    return transported(plan, student, teacher, power=power)
 
 
 def label_costs(

@@ -1,29 +1,15 @@
-"""Optimal transport between two samples: exact plans and the distances they give."""
+"""Optimal transport between two samples: the distances that exact plans give."""
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from kdcore.checks import check_same_width
-
-# up to here scipy's assignment takes no longer than POT's network simplex
-LARGEST_ASSIGNMENT = 256
-
-
-class Plan(NamedTuple):
-    """The entries of a plan that are not zero: at most n + m - 1 of n m.
-
-    ``one_each`` says that the rows are 0, 1, ..., n - 1, so that nothing has to be gathered.
-    """
-
-    row: Int[Tensor, " s"]
-    column: Int[Tensor, " s"]
-    mass: Float[Tensor, " s"]
-    one_each: bool = False
+from kdcore.metrics.plans import Plan, transport_plan
 
 
 def squared_costs(
@@ -40,64 +26,23 @@ def squared_costs(
         return torch.addmm(norms, here, there.mT, alpha=-2).clamp_(min=0)
 
 
+def costs(student: Float[Tensor, "n d"], teacher: Float[Tensor, "m d"]) -> Float[Tensor, "n m"]:
+    """All distances by one matrix product, without gradient: to find a plan with."""
+    return squared_costs(student, teacher).sqrt_()
+
+
 def cross_costs(
     student: Float[Tensor, "n d"], teacher: Float[Tensor, "m d"]
 ) -> Float[Tensor, "n m"]:
     r"""Squared distances up to what no plan can change, halved: to find a plan with.
 
-    .. math:: -\langle s_i - \bar s, t_j - \bar t \rangle = \tfrac12 \|s_i - t_j\|^2 + r_i + c_j
+    .. math:: \langle s_i, \bar t - t_j \rangle = \tfrac12 \|s_i - t_j\|^2 + r_i + c_j
 
-    Plans between given margins cost the same in rows' and columns' constants.
+    Plans between given margins cost the same in rows' and columns' constants. With one sample taken
+    about its mean, rounding grows with how far from zero the features are, not with its square.
     """
     with torch.no_grad():
-        return (student.mean(dim=0) - student) @ (teacher - teacher.mean(dim=0)).mT
-
-
-def transport_plan(cost: Float[Tensor, "n m"]) -> Plan:
-    """An exact plan between uniform weights.
-
-    .. math:: \\min_{\\gamma \\ge 0} \\langle \\gamma, C \\rangle, \\quad
-        \\gamma 1 = 1/n, \\quad \\gamma^\\top 1 = 1/m
-
-    No gradient passes through the plan; it is solved on the CPU in float64, as an assignment where
-    n = m <= 256 and by POT's network simplex elsewhere, and comes back to the cost's device and
-    type.
-
-    Raises ValueError for a cost that is not finite, on which the solver would give NaN.
-    """
-    return _solved(_on_cpu(cost), cost)
-
-
-def class_transport_plan(
-    cost: Float[Tensor, "n m"],
-    student_label: Int[Tensor, " n"],
-    teacher_label: Int[Tensor, " m"],
-) -> Plan:
-    """The exact plans of all classes that both samples have, each of total mass 1, as one.
-
-    One assignment with all other pairs forbidden where every class is as frequent in both samples,
-    as with one minibatch through two networks; POT class by class elsewhere.
-
-    Raises ValueError for a cost that is not finite.
-    """
-    matrix = _on_cpu(cost)
-    here = student_label.cpu()
-    there = here if teacher_label is student_label else teacher_label.cpu()
-    if _as_frequent(here, there) and len(here) <= LARGEST_ASSIGNMENT:
-        forbidden = here[:, None] != there
-        plan = _assignment(matrix.masked_fill_(forbidden, torch.inf), cost)
-        share = (len(here) - forbidden.sum(dim=1)).to(cost).reciprocal()
-        return plan._replace(mass=share)
-    parts = [
-        _solved_block(matrix, here == label, there == label, cost)
-        for label in torch.unique(here)
-        if bool((there == label).any())
-    ]
-    if not parts:
-        nothing = here.new_empty(0, device=cost.device)
-        return Plan(nothing, nothing, cost.new_empty(0))
-    row, column, mass, _ = zip(*parts, strict=True)
-    return Plan(torch.cat(row), torch.cat(column), torch.cat(mass))
+        return student @ (teacher.mean(dim=0) - teacher).mT
 
 
 def transported(
@@ -141,7 +86,7 @@ def wasserstein_1(
     .. math:: W_1 = \min_{\gamma \in \Gamma(1/n, 1/m)} \sum_{ij} \gamma_{ij} \|s_i - t_j\|
     """
     check_same_width(student, teacher)
-    plan = transport_plan(squared_costs(student, teacher).sqrt())
+    plan = transport_plan(costs(student, teacher))
     return transported(plan, student, teacher, power=1)
 
 
@@ -158,46 +103,3 @@ def diagonal_plan_mass(
     check_same_width(student, teacher)
     plan = transport_plan(cross_costs(student, teacher))
     return plan.mass[plan.row == plan.column].sum()
-
-
-def _on_cpu(cost: Tensor) -> Tensor:
-    matrix = cost.detach().to("cpu", torch.float64, copy=True).contiguous()
-    if not bool(matrix.sum().isfinite()):
-        raise ValueError("the cost between student and teacher is not finite: a feature overflowed")
-    return matrix
-
-
-def _solved(matrix: Tensor, like: Tensor) -> Plan:
-    n, m = matrix.shape
-    if n == m and n <= LARGEST_ASSIGNMENT:
-        return _assignment(matrix, like)
-    # POT imports every array library that it finds, 1.5 s: paid by who transports, not at import
-    from ot import emd
-
-    plan = torch.from_numpy(emd([], [], matrix.numpy(), numItermax=10_000_000))
-    row, column = plan.nonzero(as_tuple=True)
-    return Plan(row.to(like.device), column.to(like.device), plan[row, column].to(like))
-
-
-def _assignment(matrix: Tensor, like: Tensor) -> Plan:
-    from scipy.optimize import linear_sum_assignment
-
-    n = len(matrix)
-    _, column = linear_sum_assignment(matrix.numpy())
-    row = torch.arange(n, device=like.device)
-    mass = like.new_full((n,), 1 / n)
-    return Plan(row, torch.from_numpy(column).to(like.device), mass, one_each=True)
-
-
-def _solved_block(
-    matrix: Tensor, rows: Bool[Tensor, " n"], columns: Bool[Tensor, " m"], like: Tensor
-) -> Plan:
-    here, there = (mask.nonzero().squeeze(1) for mask in (rows, columns))
-    plan = _solved(matrix[here][:, there].contiguous(), like)
-    return Plan(here.to(like.device)[plan.row], there.to(like.device)[plan.column], plan.mass)
-
-
-def _as_frequent(here: Tensor, there: Tensor) -> bool:
-    if here is there:
-        return True
-    return here.shape == there.shape and bool((here.sort().values == there.sort().values).all())

@@ -32,11 +32,11 @@ from kdcore.metrics.kernels import (
     polynomial_mmd,
     squared_mean_distance,
 )
+from kdcore.metrics.plans import transport_plan
 from kdcore.metrics.relaxed import sliced_wasserstein
 from kdcore.metrics.transport import (
     squared_costs,
     squared_wasserstein,
-    transport_plan,
     wasserstein_1,
 )
 from kdcore.types import Classifier

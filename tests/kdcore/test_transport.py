@@ -13,7 +13,9 @@ from scipy.spatial.distance import cdist
 from torch import Tensor
 
 from kdcore.losses.distributions import wasserstein
-from kdcore.metrics.transport import squared_wasserstein, transport_plan
+from kdcore.metrics.conditional import class_wasserstein
+from kdcore.metrics.plans import transport_plan
+from kdcore.metrics.transport import squared_wasserstein, wasserstein_1
 
 
 def rows(*shape: int, seed: int = 0) -> Tensor:
@@ -106,12 +108,22 @@ def test_float32_finds_the_plan_of_rows_that_vary_little_around_a_large_mean() -
     torch.testing.assert_close(squared_wasserstein(student, teacher), expected, rtol=1e-3, atol=0.0)
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_features_that_are_not_finite_are_refused(bad: float) -> None:
-    student = rows(4, 3)
-    student[2, 1] = bad
-    with pytest.raises(ValueError, match="not finite"):
-        squared_wasserstein(student, rows(4, 3))
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("of_student", [True, False])
+@pytest.mark.parametrize("m", [4, 5])
+def test_features_that_are_not_finite_are_refused(bad: float, of_student: bool, m: int) -> None:
+    student, teacher, label = rows(4, 3), rows(m, 3, seed=1), torch.tensor([0, 1, 1, 2, 2])
+    (student if of_student else teacher)[2, 1] = bad
+    by_class = (student, teacher, label[:4], label[:m])
+    distances = {
+        "w2": lambda: squared_wasserstein(student, teacher),
+        "w1": lambda: wasserstein_1(student, teacher),
+        "cw2": lambda: class_wasserstein(*by_class),
+        "cw1": lambda: class_wasserstein(*by_class, power=1),
+    }
+    for distance in distances.values():
+        with pytest.raises(ValueError, match="not finite"):
+            distance()
 
 
 @pytest.mark.usefixtures("without_shape_checks")

@@ -73,7 +73,10 @@ def fit(
     if run.precision == "fp16" and device.type != "cuda":
         raise ValueError("precision fp16 needs a GPU; bf16 and fp32 run anywhere")
     step.to(device)
-    module = DistributedDataParallel(step) if reader.workers > 1 else step
+    module: nn.Module = step
+    if reader.workers > 1:
+        # buffers are shared once an epoch: in training no number depends on them
+        module = DistributedDataParallel(step, broadcast_buffers=False)
     optimizer = _optimizer(step, run.optimizer)
     schedule = _schedule(optimizer, run.optimizer, run.epochs)
     scaler = torch.amp.GradScaler(device.type, enabled=run.precision == "fp16")

@@ -27,7 +27,7 @@ from kdcore.teachers import freeze, teacher_outputs
 from kdcore.types import Batch, Outputs, Probe
 from pipelines.data import TeacherRows
 
-ROWS, CLASSES = 64, 100
+ROWS, CLASSES, DATASET = 64, 100, 50_000
 STAGES = ("layer1", "layer2", "layer3")
 LAYERS = {stage: stage for stage in STAGES}
 ASKED = {
@@ -92,7 +92,7 @@ def kdsweep(key: str, batch: Batch, *, cached: bool) -> Step:
     teacher = freeze(Tapped(network("resnet32x4"), layers.values()))
     said = teacher_outputs(teacher, batch.image)
     with torch.no_grad():
-        probe = Probe(student(batch.image), replace(batch, teacher=said))
+        probe = Probe(student(batch.image), replace(batch, teacher=said), num_rows=DATASET)
     params = {name: held.default for name, held in LOSSES[key].hyperparameters.items()}
     terms = {
         "ce": LOSSES["ce"].build({}, {}, probe),

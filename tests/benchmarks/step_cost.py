@@ -3,7 +3,8 @@
 Usage: OMP_NUM_THREADS=1 python tests/benchmarks/step_cost.py [ROUNDS [LOSS ...]]. ResNet-32x4 to
 ResNet-8x4, 64 pictures of 32x32, one thread, float32, forward, backward and SGD. Every round runs
 the plain student's step, a plain torch loop of kd, and each loss once each way, so that what else
-the machine does meets all; the median over rounds of the ratio within a round is printed.
+the machine does meets all; the median over rounds of the ratio within a round is printed. Where
+torchdistill is installed (the extra `bench`), its loss of the same name runs in the same rounds.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from importlib.util import find_spec
 from statistics import median
 
 import numpy as np
@@ -110,6 +112,22 @@ def kdsweep(key: str, batch: Batch, *, cached: bool) -> Step:
     return trained([*step.parameters()], loss)
 
 
+def torchdistill(key: str, batch: Batch) -> Step:
+    from torchdistill_steps import online_loss
+
+    student, teacher = network("resnet8x4"), network("resnet32x4")
+    return trained(*online_loss(key, student, teacher, batch, rows=DATASET))
+
+
+def peers() -> set[str]:
+    """The losses that torchdistill has too, where it is installed."""
+    if find_spec("torchdistill") is None:
+        return set()
+    from torchdistill_steps import LOSSES as THEIRS
+
+    return set(THEIRS)
+
+
 def cache_of(said: Outputs) -> TeacherRows:
     """What a cache would hold of this batch: half precision, one view."""
     features = {layer: held.half().numpy()[None] for layer, held in said.features.items()}
@@ -130,6 +148,8 @@ def main(rounds: int, keys: list[str]) -> None:
     for key in keys:
         steps[key, "online"] = kdsweep(key, batch, cached=False)
         steps[key, "cached"] = kdsweep(key, batch, cached=True)
+        if key in peers():
+            steps[key, "torchdistill"] = torchdistill(key, batch)
     times: dict[tuple[str, str], list[float]] = {name: [] for name in steps}
     for _ in range(rounds + 1):
         for name, step in steps.items():
@@ -142,11 +162,16 @@ def main(rounds: int, keys: list[str]) -> None:
     alone = ("student", "plain")
     plain = ratio(("kd", "plain"), alone)
     print(f"student alone {median(times[alone]):.0f} ms, kd in plain torch {plain:.2f}x")
-    print("| loss | online | from cache | asked |\n|---|---:|---:|---:|")
+    print(
+        "| loss | from cache | asked | online | torchdistill, online |\n|---|---:|---:|---:|---:|"
+    )
     for key in keys:
         asked = f"{ASKED[key]:.2f}" if key in ASKED else ""
-        cells = (ratio((key, way), alone) for way in ("online", "cached"))
-        print(f"| {key} | {' | '.join(f'{cell:.3f}' for cell in cells)} | {asked} |")
+        cached, online, theirs = (
+            f"{ratio((key, way), alone):.3f}" if (key, way) in times else ""
+            for way in ("cached", "online", "torchdistill")
+        )
+        print(f"| {key} | {cached} | {asked} | {online} | {theirs} |")
     if "kd" in keys:
         beside = ratio(("kd", "online"), ("kd", "plain"))
         print(f"kd online beside the plain loop: {beside:.3f} (asked 1.05)")

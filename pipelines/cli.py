@@ -130,8 +130,9 @@ def cache(
     with cluster(verbose=verbose), _Bars() as watch:
         inputs = shared_inputs(loaded, watch=watch, tracker=Tracker())
     for held in inputs.values():
-        accuracy = f"teacher {held.teacher_accuracy:.2%} on the validation split"
-        console.print(f"cache {held.fingerprint}: {accuracy}")
+        for teacher in held.teachers.values():
+            accuracy = f"teacher {teacher.accuracy:.2%} on the validation split"
+            console.print(f"cache {teacher.fingerprint}: {accuracy}")
 
 
 @app.command()
@@ -247,15 +248,17 @@ def _print_ranking(config: SweepConfig, outcome: Outcome) -> None:
         spread = "" if math.isnan(row.deviation) else f"{row.deviation:.4f}"
         numbers = (f"{row.mean:.4f}", spread, str(len(row.values)), gap)
         table.add_row(str(place), row.label, *numbers)
-    if metric in outcome.teacher:
-        table.add_row("", "teacher", f"{outcome.teacher[metric]:.4f}", "", "1", "", style="bold")
+    for metrics in outcome.teachers.values():
+        if metric in metrics:
+            table.add_row("", "teacher", f"{metrics[metric]:.4f}", "", "1", "", style="bold")
     console.print(table)
     if outcome.stopped:
         console.print(f"stopped early, not ranked: {len(outcome.stopped)} trials")
     for trial in outcome.failed:
         console.print(f"failed: {dict(trial.changes)}: {trial.error}", style="red", markup=False)
-    teacher = f", teacher {outcome.teacher['test/top1']:.4f}" if outcome.teacher else ""
-    console.print(f"test top-1, seen once: student {outcome.test['test/top1']:.4f}{teacher}")
+    tested = [f"teacher {metrics['test/top1']:.4f}" for metrics in outcome.teachers.values()]
+    shown = ", ".join([f"student {outcome.test['test/top1']:.4f}", *tested])
+    console.print(f"test top-1, seen once: {shown}")
     console.print(f"best student: {outcome.student.weights}", soft_wrap=True)
     console.print(f"compare the runs: {_this_command()} ui", soft_wrap=True)
 

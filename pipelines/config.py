@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,6 +21,7 @@ from pydantic import (
 from kdcore.checks import unknown_name
 from kdcore.losses import LOSSES
 from kdcore.models import MODELS
+from kdcore.taps import EMBEDDING
 from pipelines.strict import Strict
 from pipelines.terms import LossConfig
 
@@ -75,6 +76,11 @@ class TeacherConfig(Strict):
             )
         _ = self.network
         return self
+
+    @property
+    def title(self) -> str:
+        """The name of its network or of its run."""
+        return str(self.name) if self.run is None else self.run.name
 
     @property
     def network(self) -> ModelConfig:
@@ -206,13 +212,12 @@ class RunConfig(Strict):
             )
         if not any(term.is_on for term in self.losses.values()):
             raise ValueError("losses: expected one with a weight above 0, else nothing is trained")
-        if self.teacher is not None and self.teacher.run is not None:
-            self._sees_what_its_teacher_saw(self.teacher.run.data)
-        lacking = [label for label, term in self.active.items() if LOSSES[term.loss].needs_teacher]
-        if lacking and self.teacher is None:
-            raise ValueError(f"losses.{lacking[0]} needs a teacher and the run has none")
-        if self.diagnostics.bounds and self.teacher is None:
-            raise ValueError("diagnostics.bounds needs a teacher and the run has none")
+        for teacher in self.teachers.values():
+            if teacher.run is not None:
+                self._sees_what_its_teacher_saw(teacher.run.data)
+        for who in self._listeners():
+            if not self.teachers:
+                raise ValueError(f"{who} needs a teacher and the run has none")
         return self
 
     def _sees_what_its_teacher_saw(self, theirs: DataConfig) -> None:
@@ -234,16 +239,34 @@ class RunConfig(Strict):
             if term.is_on or not LOSSES[term.loss].needs_teacher
         }
 
+    def _listeners(self) -> Iterator[str]:
+        """Where somebody listens to a teacher."""
+        for label, term in self.active.items():
+            if LOSSES[term.loss].needs_teacher:
+                yield f"losses.{label}"
+        if self.diagnostics.bounds:
+            yield "diagnostics.bounds"
+
     @property
     def is_taught(self) -> bool:
         """Whether any term listens to the teacher; a run of which none does is a control."""
         return any(LOSSES[term.loss].needs_teacher for term in self.active.values())
 
     @property
-    def teacher_layers(self) -> tuple[str, ...]:
-        """The teacher's layers that the losses read, sorted; the embedding is always among them."""
+    def teachers(self) -> Mapping[str, TeacherConfig]:
+        """The teachers by label."""
+        return {} if self.teacher is None else {self.teacher.title: self.teacher}
+
+    @property
+    def heard(self) -> Mapping[str, TeacherConfig]:
+        """The teachers that a term or a diagnostic listens to: no others need to be run."""
+        return self.teachers if any(True for _ in self._listeners()) else {}
+
+    @property
+    def teacher_layers(self) -> Mapping[str, tuple[str, ...]]:
+        """Of every teacher that is heard the layers that are read, sorted; always the embedding."""
         layers = {layer for term in self.active.values() for layer in term.layers.values()}
-        return tuple(sorted(layers | {"embedding"}))
+        return dict.fromkeys(self.heard, tuple(sorted(layers | {EMBEDDING})))
 
     @property
     def student_layers(self) -> tuple[str, ...]:

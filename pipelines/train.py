@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -35,15 +35,40 @@ OnEpoch = Callable[[Metrics], None]
 
 
 @dataclass(frozen=True)
-class Inputs:
-    """What a run trains on: pictures, and the teacher as cached rows or as a live network."""
+class Teacher:
+    """A teacher that is ready to be heard: as cached rows or as a live network."""
 
-    pictures: Pictures
-    network: ModelConfig | None = None  # the teacher's, with its weights
-    teacher: Tapped | None = None  # live
+    network: ModelConfig  # with its weights
+    live: Tapped | None = None
     rows: TeacherRows | None = None  # cached
     fingerprint: str = ""  # of the cache
-    teacher_accuracy: float | None = None  # on the validation split, of the cached teacher
+    accuracy: float | None = None  # on the validation split, where it is cached
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a run trains on: pictures, and its teachers by label."""
+
+    pictures: Pictures
+    teachers: Mapping[str, Teacher] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> Mapping[str, TeacherRows]:
+        """Of the teachers that are cached."""
+        return {name: held.rows for name, held in self.teachers.items() if held.rows is not None}
+
+    @property
+    def fingerprint(self) -> str:
+        """Of every cache, a blank between them."""
+        return " ".join(held.fingerprint for held in self.teachers.values() if held.fingerprint)
+
+    def live(self, device: torch.device) -> Mapping[str, Tapped]:
+        """The live teachers, on the device."""
+        return {
+            name: held.live.to(device)
+            for name, held in self.teachers.items()
+            if held.live is not None
+        }
 
 
 @dataclass(frozen=True)
@@ -87,7 +112,7 @@ def _train_here(run: RunConfig, inputs: Inputs, on_epoch: OnEpoch) -> Finished:
         Reader(run, inputs.pictures, inputs.rows),
         report=report,
         resume=run.folder if (run.folder / STATE).exists() else None,
-        teacher=_live(inputs),
+        live=inputs.live(pick_device()),
         device=pick_device(),
     )
     return _finish(run, progress)
@@ -224,13 +249,9 @@ def _worker(config: dict[str, Any]) -> None:
             reader,
             report=report,
             resume=Path(folder) if folder else None,
-            teacher=_live(inputs),
+            live=inputs.live(pick_device()),
             device=pick_device(),
         )
-
-
-def _live(inputs: Inputs) -> Tapped | None:
-    return None if inputs.teacher is None else inputs.teacher.to(pick_device())
 
 
 def _finish(run: RunConfig, progress: Progress) -> Finished:

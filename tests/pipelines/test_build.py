@@ -45,9 +45,9 @@ def step_of(losses: dict[str, Any], **changes: Any) -> DistillStep:
 def batch_of(run: RunConfig) -> Batch:
     torch.manual_seed(3)
     image = torch.randn(4, 1, 8, 8)
-    assert run.teacher is not None
-    teacher = build_teacher(run.teacher.network, PICTURES, run.teacher_layers)
-    return Batch(image, torch.tensor([0, 1, 2, 3]), torch.arange(4), teacher(image))
+    ((label, teacher),) = run.teachers.items()
+    tapped = build_teacher(teacher.network, PICTURES, run.teacher_layers.get(label, ()))
+    return Batch(image, torch.tensor([0, 1, 2, 3]), torch.arange(4), tapped(image))
 
 
 def shapes(module: nn.Module) -> list[tuple[int, ...]]:

@@ -86,7 +86,7 @@ def test_the_layers_are_those_of_the_losses_that_have_a_weight() -> None:
         "off": {"loss": "mse", "weight": 0, "layers": {"block3": "layer3"}},
     }
     run = run_of(**TEACHER, losses=terms)
-    assert run.teacher_layers == ("embedding", "layer1", "layer2")
+    assert run.teacher_layers == {"resnet8": ("embedding", "layer1", "layer2")}
     assert run.student_layers == ("block1", "embedding")
     assert list(run.active) == ["first", "second"]
 

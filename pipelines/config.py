@@ -6,11 +6,10 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import (
     Field,
-    NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
@@ -22,6 +21,7 @@ from kdcore.checks import unknown_name
 from kdcore.losses import LOSSES
 from kdcore.models import MODELS
 from kdcore.taps import EMBEDDING
+from pipelines.optimizer import OptimizerConfig
 from pipelines.strict import Strict
 from pipelines.terms import LossConfig
 
@@ -118,38 +118,6 @@ class DataConfig(Strict):
     def _augments_views(self) -> DataConfig:
         if self.augment != AugmentConfig() and self.views == 0:
             raise ValueError("augment changes views, and there are none: give data.views")
-        return self
-
-
-class CosineConfig(Strict):
-    """Learning rate down a half cosine to ``floor`` times its start, over the run."""
-
-    name: Literal["cosine"] = "cosine"
-    floor: NonNegativeFloat = 0.0
-
-
-class StepsConfig(Strict):
-    """Learning rate multiplied by ``gamma`` after each listed epoch; none listed: constant."""
-
-    name: Literal["steps"]
-    epochs: tuple[PositiveInt, ...] = ()
-    gamma: PositiveFloat = 0.1
-
-
-class OptimizerConfig(Strict):
-    """The optimiser and its learning-rate schedule."""
-
-    name: Literal["sgd", "adamw"] = "sgd"
-    lr: PositiveFloat = 0.05
-    momentum: NonNegativeFloat = 0.9  # sgd
-    nesterov: bool = False  # sgd
-    weight_decay: NonNegativeFloat = 5e-4
-    schedule: Annotated[CosineConfig | StepsConfig, Field(discriminator="name")] = CosineConfig()
-
-    @model_validator(mode="after")
-    def _nesterov_has_momentum(self) -> OptimizerConfig:
-        if self.nesterov and not self.momentum:
-            raise ValueError("nesterov needs a momentum above 0")
         return self
 
 

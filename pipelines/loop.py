@@ -24,10 +24,11 @@ from kdcore.taps import Tapped
 from kdcore.teachers import taught_together
 from kdcore.types import Batch
 from pipelines.build import teacher_precision
-from pipelines.config import CosineConfig, OptimizerConfig, RunConfig
+from pipelines.config import RunConfig
 from pipelines.data import Reader
 from pipelines.diagnostics import bounds, matched
 from pipelines.models import read_weights, save_weights
+from pipelines.optimizer import CosineConfig, OptimizerConfig
 
 Metrics = dict[str, float]
 # What an epoch gave, and the folder of its checkpoint, which the receiver may empty (None on every

@@ -123,16 +123,18 @@ def cache(
     from pipelines.tracking import Tracker
 
     loaded = _as_sweep(load(config, changes))
-    if loaded.base.teacher is None or loaded.base.teacher.source == "live":
-        raise ValueError("the teacher of this run is live, or there is none: nothing to cache")
-    for run in neighbours(loaded):
+    runs = neighbours(loaded)
+    if not any(teacher.source == "cached" for run in runs for teacher in run.heard.values()):
+        raise ValueError("no loss listens to a cached teacher: nothing to cache")
+    for run in runs:
         checked(run)
     with cluster(verbose=verbose), _Bars() as watch:
         inputs = shared_inputs(loaded, watch=watch, tracker=Tracker())
     for held in inputs.values():
         for teacher in held.teachers.values():
-            accuracy = f"teacher {teacher.accuracy:.2%} on the validation split"
-            console.print(f"cache {teacher.fingerprint}: {accuracy}")
+            if teacher.fingerprint:
+                accuracy = f"teacher {teacher.accuracy:.2%} on the validation split"
+                console.print(f"cache {teacher.fingerprint}: {accuracy}")
 
 
 @app.command()

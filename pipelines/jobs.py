@@ -45,13 +45,16 @@ def prepared(
     verbose: bool = False,
     layers: Mapping[str, Iterable[str]] = MappingProxyType({}),
 ) -> Inputs:
-    """What the run trains on, its teacher trained and its cache written where they are not yet.
+    """What the run trains on, its teachers trained and their caches written where they are not yet.
 
-    ``layers`` are further layers of each teacher, for other runs that will share its cache.
+    ``layers`` are what other runs read that will share these inputs: of each teacher that they hear
+    some layers. A teacher that nobody hears is left out.
     """
     pictures = checked(run)
     teachers = {}
     for label, teacher in run.teachers.items():
+        if label not in {*run.heard, *layers}:
+            continue
         network = teacher_network(teacher, watch=watch, tracker=tracker)
         read = {*run.teacher_layers.get(label, ()), *layers.get(label, ())}
         tapped = build_teacher(network, pictures, read)

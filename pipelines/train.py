@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -62,6 +62,17 @@ class Inputs:
         """Of every cache, a blank between them."""
         return " ".join(held.fingerprint for held in self.teachers.values() if held.fingerprint)
 
+    def only(self, labels: Iterable[str]) -> Inputs:
+        """The same with the teachers of these labels; ValueError where one is not ready."""
+        wanted = list(labels)
+        lacking = [label for label in wanted if label not in self.teachers]
+        if lacking:
+            raise ValueError(
+                f"the run listens to teacher {lacking[0]!r}, which was not made ready; of a sweep "
+                "the base, or one of the listed values alone, must listen to it"
+            )
+        return replace(self, teachers={label: self.teachers[label] for label in wanted})
+
     def live(self, device: torch.device) -> Mapping[str, Tapped]:
         """The live teachers, on the device."""
         return {
@@ -101,6 +112,8 @@ def train_here(run: RunConfig, inputs: Inputs, on_epoch: OnEpoch) -> Finished:
 
 
 def _train_here(run: RunConfig, inputs: Inputs, on_epoch: OnEpoch) -> Finished:
+    inputs = inputs.only(run.heard)
+
     def report(metrics: Metrics, folder: Path | None) -> None:
         if folder is not None:
             keep(folder, run.folder)
@@ -230,7 +243,8 @@ class _Forward(UserCallback):
 def _worker(config: dict[str, Any]) -> None:
     context = ray.train.get_context()
     run = RunConfig.model_validate(config["run"])
-    inputs: Inputs = ray.get(config["inputs"][0])
+    held: Inputs = ray.get(config["inputs"][0])
+    inputs = held.only(run.heard)
     torch.set_num_threads(max(1, num_cores() // context.get_local_world_size()))
 
     def report(metrics: Metrics, folder: Path | None) -> None:

@@ -16,9 +16,10 @@ from kdcore.step import DistillStep
 from kdcore.taps import EMBEDDING, Tapped
 from kdcore.teachers import freeze, taught_together, teacher_outputs
 from kdcore.types import Batch, Outputs, Probe
-from pipelines.config import ModelConfig, RunConfig, TeacherConfig
+from pipelines.config import RunConfig, TeacherConfig
 from pipelines.data import Reader
 from pipelines.models import build_network
+from pipelines.networks import ModelConfig
 from pipelines.sources import Pictures, read_pictures
 from pipelines.terms import LossConfig, ScheduleConfig, hyperparameters
 from pipelines.views import normalised

@@ -14,12 +14,13 @@ from kdcore.types import Classifier
 from pipelines import cache
 from pipelines.build import build_student, build_teacher, checked
 from pipelines.cluster import cluster
-from pipelines.config import ModelConfig, RunConfig, TeacherConfig, plain
+from pipelines.config import RunConfig, TeacherConfig, plain
 from pipelines.data import Reader, TeacherRows, whole
 from pipelines.diagnostics import Matched, matched
 from pipelines.figures import History, joint_embedding, learning_curves, risk_bounds
 from pipelines.loop import Metrics, evaluate, pick_device, with_teachers
 from pipelines.models import Served, load_weights
+from pipelines.networks import ModelConfig
 from pipelines.sources import Pictures, read_pictures, split
 from pipelines.tracking import TrackedRun, Tracker
 from pipelines.train import (

@@ -24,9 +24,10 @@ from ray.util.queue import Queue
 from kdcore.taps import Tapped
 from pipelines.build import build_step
 from pipelines.cluster import num_cores, worker_resources, workers_at_once
-from pipelines.config import ModelConfig, RunConfig, plain
+from pipelines.config import RunConfig, plain
 from pipelines.data import Reader, TeacherRows
 from pipelines.loop import BEST, STATE, Metrics, Progress, fit, keep, pick_device
+from pipelines.networks import ModelConfig
 from pipelines.sources import Pictures
 
 RESULT = "result.json"

@@ -16,8 +16,9 @@ from kdcore.schedules import Cosine, Warmup
 from kdcore.step import DistillStep
 from kdcore.types import Batch
 from pipelines.build import build_step, build_student, build_teacher
-from pipelines.config import ModelConfig, RunConfig
+from pipelines.config import RunConfig
 from pipelines.models import build_network, save_weights
+from pipelines.networks import ModelConfig
 from pipelines.sources import Pictures
 from pipelines.space import changed
 from pipelines.strict import validated

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from kdcore.losses.term import present
 from kdcore.schedules import Schedule
 from kdcore.step import DistillStep
 from kdcore.taps import EMBEDDING, Tapped
-from kdcore.teachers import freeze, taught_together, teacher_outputs
+from kdcore.teachers import freeze, heard, taught_together, teacher_outputs
 from kdcore.types import Batch, Outputs, Probe
 from pipelines.config import RunConfig, TeacherConfig
 from pipelines.data import Reader
@@ -32,7 +33,8 @@ def checked(run: RunConfig) -> Pictures:
     Reader(run, pictures)
     for label, teacher in run.teachers.items():
         if teacher.run is None:
-            build_teacher(teacher.network, pictures, run.teacher_layers.get(label, ()))
+            layers = run.teacher_layers.get(label, ())
+            build_teacher(teacher.network, pictures, layers, place=run.called(label))
         else:
             checked(teacher.run)
     return pictures
@@ -45,9 +47,11 @@ def build_student(run: RunConfig, pictures: Pictures) -> Tapped:
         return Tapped(_network(run.student, pictures), run.student_layers)
 
 
-def build_teacher(model: ModelConfig, pictures: Pictures, layers: Iterable[str]) -> Tapped:
-    """The frozen teacher with taps on some layers."""
-    with _named("teacher"):
+def build_teacher(
+    model: ModelConfig, pictures: Pictures, layers: Iterable[str], *, place: str = "teacher"
+) -> Tapped:
+    """The frozen teacher with taps on some layers; errors say that it is of this ``place``."""
+    with _named(place):
         return freeze(Tapped(_network(model, pictures), layers))
 
 
@@ -57,20 +61,22 @@ def teacher_precision(teacher: TeacherConfig) -> torch.dtype:
 
 
 def build_step(run: RunConfig, pictures: Pictures) -> DistillStep:
-    """Student and weighted terms; a probe of both networks tells the terms their shapes.
+    """Student and weighted terms; a probe of all networks tells the terms their shapes.
 
     Raises ValueError, naming the loss, where it cannot compare what it is given.
     """
     probe = _probe(run, pictures)
     if run.diagnostics.bounds:
-        _check_widths(probe)
+        _check_widths(_hearing(probe, run.diagnostics.teacher))
     student = build_student(run, pictures)
     terms = {}
     # sorted: the order of the file is not part of the run's identity, the first random numbers are
     for label, config in sorted(run.active.items()):
         with _named(f"losses.{label}"):
-            terms[label] = _term(run, config, probe)
-    return DistillStep(student, terms, {label: _weight(run, run.active[label]) for label in terms})
+            terms[label] = _term(run, config, _hearing(probe, config.teacher))
+    weights = {label: _weight(run, config) for label, config in run.active.items()}
+    named = {label: config.teacher for label, config in run.active.items() if config.teacher}
+    return DistillStep(student, terms, weights, named)
 
 
 def _term(run: RunConfig, config: LossConfig, probe: Probe) -> Term:
@@ -80,6 +86,11 @@ def _term(run: RunConfig, config: LossConfig, probe: Probe) -> Term:
     if not bool(torch.isfinite(value)):
         raise ValueError(f"is {value.item()} for blank pictures; check its params")
     return term.train()
+
+
+def _hearing(probe: Probe, teacher: str | None) -> Probe:
+    """The probe as a term sees it that listens to this teacher."""
+    return replace(probe, batch=replace(probe.batch, teacher=heard(probe.batch, teacher)))
 
 
 def _weight(run: RunConfig, config: LossConfig) -> float | Schedule:
@@ -115,7 +126,7 @@ def _probe(run: RunConfig, pictures: Pictures) -> Probe:
     image = normalised(blank, mean=run.data.mean, std=run.data.std)
     said = {label: _said(run, label, pictures, image) for label in run.heard}
     batch = Batch(image, torch.zeros(2, dtype=torch.int64), torch.arange(2), teachers=said)
-    batch = next(taught_together([batch], {}, precision={}, space="probabilities"))
+    batch = next(taught_together([batch], {}, precision={}, space=run.ensemble))
     student = build_student(run, pictures).eval()
     with torch.no_grad(), _named("student"):
         return Probe(student(image), batch, num_rows=len(pictures.label))
@@ -124,8 +135,9 @@ def _probe(run: RunConfig, pictures: Pictures) -> Probe:
 def _said(run: RunConfig, label: str, pictures: Pictures, image: Tensor) -> Outputs:
     """What a teacher's network says before it has its weights."""
     model = run.teachers[label].network.model_copy(update={"weights": None})
-    teacher = build_teacher(model, pictures, run.teacher_layers[label])
-    with _named("teacher"):
+    place = run.called(label)
+    teacher = build_teacher(model, pictures, run.teacher_layers[label], place=place)
+    with _named(place):
         return teacher_outputs(teacher, image)
 
 

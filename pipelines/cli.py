@@ -102,7 +102,9 @@ def check(config: Config, changes: Changes = [], debug: Debug = False) -> None:
     console.print(f"{len(pictures.label)} pictures {shape}, {pictures.num_classes} classes")
     console.print(f"student {run.student.name}: {count:,} parameters")
     for label, term in run.losses.items():
-        console.print(f"  {label}: {term.weight} x {term.loss} {term.params} {term.layers or ''}")
+        whose = f"from {run.called(term.teacher)}" if term.teacher else ""
+        compared = f"{term.loss} {term.params} {term.layers or ''} {whose}"
+        console.print(f"  {label}: {term.weight} x {compared}".rstrip())
     if isinstance(loaded, SweepConfig):
         for path, values in loaded.space.items():
             console.print(f"  over {path}: {values.kind} {getattr(values, values.kind)}")
@@ -131,10 +133,10 @@ def cache(
     with cluster(verbose=verbose), _Bars() as watch:
         inputs = shared_inputs(loaded, watch=watch, tracker=Tracker())
     for held in inputs.values():
-        for teacher in held.teachers.values():
-            if teacher.fingerprint:
-                accuracy = f"teacher {teacher.accuracy:.2%} on the validation split"
-                console.print(f"cache {teacher.fingerprint}: {accuracy}")
+        for label, teacher in held.teachers.items():
+            if teacher.accuracy is not None:
+                accuracy = f"{loaded.base.called(label)} {teacher.accuracy:.2%}"
+                console.print(f"cache {teacher.fingerprint}: {accuracy} on the validation split")
 
 
 @app.command()
@@ -250,15 +252,16 @@ def _print_ranking(config: SweepConfig, outcome: Outcome) -> None:
         spread = "" if math.isnan(row.deviation) else f"{row.deviation:.4f}"
         numbers = (f"{row.mean:.4f}", spread, str(len(row.values)), gap)
         table.add_row(str(place), row.label, *numbers)
-    for metrics in outcome.teachers.values():
+    called = {outcome.best.run.called(label): held for label, held in outcome.teachers.items()}
+    for teacher, metrics in called.items():
         if metric in metrics:
-            table.add_row("", "teacher", f"{metrics[metric]:.4f}", "", "1", "", style="bold")
+            table.add_row("", teacher, f"{metrics[metric]:.4f}", "", "1", "", style="bold")
     console.print(table)
     if outcome.stopped:
         console.print(f"stopped early, not ranked: {len(outcome.stopped)} trials")
     for trial in outcome.failed:
         console.print(f"failed: {dict(trial.changes)}: {trial.error}", style="red", markup=False)
-    tested = [f"teacher {metrics['test/top1']:.4f}" for metrics in outcome.teachers.values()]
+    tested = [f"{name} {metrics['test/top1']:.4f}" for name, metrics in called.items()]
     shown = ", ".join([f"student {outcome.test['test/top1']:.4f}", *tested])
     console.print(f"test top-1, seen once: {shown}")
     console.print(f"best student: {outcome.student.weights}", soft_wrap=True)

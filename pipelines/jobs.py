@@ -9,7 +9,6 @@ from types import MappingProxyType
 
 import numpy as np
 
-from kdcore.taps import Tapped
 from kdcore.types import Classifier
 from pipelines import cache
 from pipelines.build import build_student, build_teacher, checked
@@ -52,36 +51,45 @@ def prepared(
     some layers. A teacher that nobody hears is left out.
     """
     pictures = checked(run)
-    teachers = {}
-    for label, teacher in run.teachers.items():
-        if label not in {*run.heard, *layers}:
-            continue
-        network = teacher_network(teacher, watch=watch, tracker=tracker)
-        read = {*run.teacher_layers.get(label, ()), *layers.get(label, ())}
-        tapped = build_teacher(network, pictures, read)
-        if teacher.source == "live":
-            teachers[label] = Teacher(network, live=tapped)
-        else:
-            teachers[label] = _cached(run, pictures, network, tapped, watch=watch, verbose=verbose)
+    teachers = {
+        label: _ready(
+            run,
+            label,
+            pictures,
+            {*run.teacher_layers.get(label, ()), *layers.get(label, ())},
+            watch=watch,
+            tracker=tracker,
+            verbose=verbose,
+        )
+        for label in run.teachers
+        if label in {*run.heard, *layers}
+    }
     return Inputs(pictures, teachers)
 
 
-def _cached(
+def _ready(
     run: RunConfig,
+    label: str,
     pictures: Pictures,
-    network: ModelConfig,
-    teacher: Tapped,
+    layers: Iterable[str],
     *,
     watch: Watch,
+    tracker: Tracker,
     verbose: bool,
 ) -> Teacher:
-    """The teacher from its cache, which is written first where it is not complete."""
-    content = cache.contents(run, pictures, teacher)
-    folder = cache.cache_folder(run, content)
+    """A teacher live or from its cache, trained and written first where they are not yet."""
+    network = teacher_network(run.teachers[label], watch=watch, tracker=tracker)
+    teacher = build_teacher(network, pictures, layers, place=run.called(label))
+    if run.teachers[label].source == "live":
+        return Teacher(network, live=teacher)
+    alone = run.taught_by(label)
+    content = cache.contents(alone, pictures, teacher)
+    folder = cache.cache_folder(alone, content)
     if not cache.is_complete(folder, run.data.views):
+        stage = "cache" if len(run.teachers) == 1 else f"cache {label}"
         with cluster(verbose=verbose):
             cache.write_cache(
-                run, pictures, teacher, folder, lambda done, total: watch("cache", done, total, "")
+                alone, pictures, teacher, folder, lambda done, total: watch(stage, done, total, "")
             )
     rows = cache.read_cache(
         folder, views=run.data.views, layers=content["layers"], count=len(pictures.label)
@@ -179,7 +187,12 @@ def log_figures(
 
 
 def matched_student(run: RunConfig, result: Finished, inputs: Inputs) -> Matched:
-    """The best student beside its teacher on the pictures of a figure."""
+    """The best student beside a teacher on the pictures of a figure.
+
+    It is the one that ``diagnostics.teacher`` names if that is ready, else the first.
+    """
+    named = run.diagnostics.teacher
+    inputs = inputs.only([named if named in inputs.teachers else next(iter(inputs.teachers))])
     student = build_student(run, inputs.pictures)
     load_weights(student.net, result.weights)
     device = pick_device()

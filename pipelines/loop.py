@@ -97,7 +97,8 @@ def fit(
         metrics |= evaluate(step.student, reader.validation(), device=device)
         if run.diagnostics.bounds and reader.rank == 0:
             rows = reader.held_out(run.diagnostics.rows)
-            metrics |= bounds(matched(step.student, with_teachers(run, rows, live, device)))
+            beside = with_teachers(run, rows, live, device)
+            metrics |= bounds(matched(step.student, beside, teacher=run.diagnostics.teacher))
         metrics |= {"lr": learning_rate, "seconds": time.perf_counter() - started}
         metrics["epoch"] = epoch + 1
         if progress.add(metrics):
@@ -149,7 +150,7 @@ def with_teachers(
     """Batches on the device with what all teachers say, those of the reader's and live ones."""
     moved = (batch.to(device) for batch in batches)
     precision = {label: teacher_precision(run.teachers[label]) for label in live}
-    return taught_together(moved, live, precision=precision, space="probabilities")
+    return taught_together(moved, live, precision=precision, space=run.ensemble)
 
 
 def pick_device() -> torch.device:

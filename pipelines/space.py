@@ -186,5 +186,7 @@ def _fit_to_loss(term: dict[str, Any], loss: str) -> None:
         }
     if not line.takes_layers or (before and term.get("layers") == before.default_layers):
         term["layers"] = {}
+    if not line.needs_teacher:
+        term.pop("teacher", None)
     if before and term.get("weight") == before.weight:
         term["weight"] = line.weight

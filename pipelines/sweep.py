@@ -30,7 +30,7 @@ class Outcome:
     rows: list[Row]  # of the trials that were trained to their end
     failed: list[Trial]
     stopped: list[Trial]  # early, by the scheduler
-    teachers: Mapping[str, Metrics]  # of each: val/top1 where it was cached, test/top1
+    teachers: Mapping[str, Metrics]  # by label; val/top1 of the cached ones, test/top1
     best: Trial
     student: Finished
     test: Metrics

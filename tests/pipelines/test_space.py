@@ -152,6 +152,15 @@ def test_another_loss_keeps_the_params_that_it_knows() -> None:
     assert content == {"params": {"label_smoothing": 0.1}, "loss": "ce", "layers": {}}
 
 
+def test_another_loss_keeps_its_teacher_if_it_hears_one() -> None:
+    run = run_of(losses={"it": {"loss": "kd", "teacher": "resnet8"}})
+    heard = {
+        loss: changed(run, {"losses.it.loss": loss}).losses["it"].teacher
+        for loss in ("kd", "mse", "ce")
+    }
+    assert heard == {"kd": "resnet8", "mse": "resnet8", "ce": None}
+
+
 @pytest.mark.parametrize(
     ("loss", "params"),
     [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
@@ -42,13 +42,14 @@ class Outputs:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Pictures, labels and what the teacher said about them, wherever that came from."""
+    """Pictures, labels and what their teachers said about them, wherever that came from."""
 
     image: Float[Tensor, "b c h w"]
     label: Int[Tensor, " b"]
     index: Int[Tensor, " b"]  # row number in the dataset
-    teacher: Outputs | None = None
+    teacher: Outputs | None = None  # the only teacher's, or the average of several
     epoch: float = 0.0  # how many have been trained on when this batch comes, as a fraction
+    teachers: Mapping[str, Outputs] = field(default_factory=dict)  # by label
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device."""
@@ -59,6 +60,7 @@ class Batch:
             label=self.label.to(device),
             index=self.index.to(device),
             teacher=teacher,
+            teachers={label: said.to(device) for label, said in self.teachers.items()},
         )
 
 

@@ -228,7 +228,7 @@ class _Writer:
         return teacher_outputs(
             self.teacher,
             pixels.contiguous(memory_format=torch.channels_last),
-            precision=teacher_precision(self.run),
+            precision=teacher_precision(self.run.teacher),
         )
 
 

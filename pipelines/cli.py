@@ -102,7 +102,9 @@ def check(config: Config, changes: Changes = [], debug: Debug = False) -> None:
     console.print(f"{len(pictures.label)} pictures {shape}, {pictures.num_classes} classes")
     console.print(f"student {run.student.name}: {count:,} parameters")
     for label, term in run.losses.items():
-        console.print(f"  {label}: {term.weight} x {term.loss} {term.params} {term.layers or ''}")
+        whose = f"from {run.called(term.teacher)}" if term.teacher else ""
+        compared = f"{term.loss} {term.params} {term.layers or ''} {whose}"
+        console.print(f"  {label}: {term.weight} x {compared}".rstrip())
     if isinstance(loaded, SweepConfig):
         for path, values in loaded.space.items():
             console.print(f"  over {path}: {values.kind} {getattr(values, values.kind)}")
@@ -123,15 +125,18 @@ def cache(
     from pipelines.tracking import Tracker
 
     loaded = _as_sweep(load(config, changes))
-    if loaded.base.teacher is None or loaded.base.teacher.source == "live":
-        raise ValueError("the teacher of this run is live, or there is none: nothing to cache")
-    for run in neighbours(loaded):
+    runs = neighbours(loaded)
+    if not any(teacher.source == "cached" for run in runs for teacher in run.heard.values()):
+        raise ValueError("no loss listens to a cached teacher: nothing to cache")
+    for run in runs:
         checked(run)
     with cluster(verbose=verbose), _Bars() as watch:
         inputs = shared_inputs(loaded, watch=watch, tracker=Tracker())
     for held in inputs.values():
-        accuracy = f"teacher {held.teacher_accuracy:.2%} on the validation split"
-        console.print(f"cache {held.fingerprint}: {accuracy}")
+        for label, teacher in held.teachers.items():
+            if teacher.accuracy is not None:
+                accuracy = f"{loaded.base.called(label)} {teacher.accuracy:.2%}"
+                console.print(f"cache {teacher.fingerprint}: {accuracy} on the validation split")
 
 
 @app.command()
@@ -247,15 +252,18 @@ def _print_ranking(config: SweepConfig, outcome: Outcome) -> None:
         spread = "" if math.isnan(row.deviation) else f"{row.deviation:.4f}"
         numbers = (f"{row.mean:.4f}", spread, str(len(row.values)), gap)
         table.add_row(str(place), row.label, *numbers)
-    if metric in outcome.teacher:
-        table.add_row("", "teacher", f"{outcome.teacher[metric]:.4f}", "", "1", "", style="bold")
+    called = {outcome.best.run.called(label): held for label, held in outcome.teachers.items()}
+    for teacher, metrics in called.items():
+        if metric in metrics:
+            table.add_row("", teacher, f"{metrics[metric]:.4f}", "", "1", "", style="bold")
     console.print(table)
     if outcome.stopped:
         console.print(f"stopped early, not ranked: {len(outcome.stopped)} trials")
     for trial in outcome.failed:
         console.print(f"failed: {dict(trial.changes)}: {trial.error}", style="red", markup=False)
-    teacher = f", teacher {outcome.teacher['test/top1']:.4f}" if outcome.teacher else ""
-    console.print(f"test top-1, seen once: student {outcome.test['test/top1']:.4f}{teacher}")
+    tested = [f"{name} {metrics['test/top1']:.4f}" for name, metrics in called.items()]
+    shown = ", ".join([f"student {outcome.test['test/top1']:.4f}", *tested])
+    console.print(f"test top-1, seen once: {shown}")
     console.print(f"best student: {outcome.student.weights}", soft_wrap=True)
     console.print(f"compare the runs: {_this_command()} ui", soft_wrap=True)
 

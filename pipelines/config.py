@@ -4,57 +4,35 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import (
+    Discriminator,
     Field,
-    NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    Tag,
     field_validator,
     model_validator,
 )
 
 from kdcore.checks import unknown_name
 from kdcore.losses import LOSSES
-from kdcore.models import MODELS
+from kdcore.taps import EMBEDDING
+from kdcore.teachers import Ensemble
+from pipelines.networks import ModelConfig
+from pipelines.optimizer import OptimizerConfig
 from pipelines.strict import Strict
 from pipelines.terms import LossConfig
-
-# the literature's ResNets of four stages for small pictures: torchvision's, with a small stem
-SMALL_RESNETS: Mapping[str, str] = {
-    f"resnet{depth}_small": f"torchvision/resnet{depth}" for depth in (18, 34, 50)
-}
-
-
-class ModelConfig(Strict):
-    """A network by name: ours, ``timm/<name>``, ``torchvision/<name>`` or ``resnet18_small``."""
-
-    name: str
-    weights: Path | None = None  # .safetensors, or a .pth that holds a plain state dict
-    params: dict[str, Any] = {}  # further arguments of the network's own constructor
-    stem: Literal["original", "small"] = "original"  # small: 3x3 stride 1, no max-pool
-
-    @field_validator("name")
-    @classmethod
-    def _known(cls, name: str) -> str:
-        known = {*MODELS, *SMALL_RESNETS}
-        if "/" not in name and name not in known:
-            raise ValueError(
-                unknown_name("network", name, known) + "; others are timm/<name>, "
-                "torchvision/<name>"
-            )
-        if "/" in name and name.split("/")[0] not in ("timm", "torchvision"):
-            raise ValueError(f"expected timm/<name> or torchvision/<name>, got {name!r}")
-        return name
 
 
 class TeacherConfig(Strict):
     """A network with weights, or (``run``) the best student of another run, trained if need be."""
 
+    label: str | None = None  # by which terms name it; its network's or its run's name without it
     name: str | None = None
     weights: Path | None = None
     params: dict[str, Any] = {}
@@ -75,6 +53,17 @@ class TeacherConfig(Strict):
             )
         _ = self.network
         return self
+
+    @property
+    def title(self) -> str:
+        """Its label, which is the name of its network or of its run unless it is given."""
+        return self.label or (str(self.name) if self.run is None else self.run.name)
+
+    @property
+    def identity_content(self) -> dict[str, Any]:
+        """Every value that decides what it says: weights by content, a run by its identity."""
+        own = {"weights": _file_digest(self.weights), "run": self.run and self.run.identity}
+        return self.model_dump(mode="json", exclude={"label"}) | own
 
     @property
     def network(self) -> ModelConfig:
@@ -115,46 +104,32 @@ class DataConfig(Strict):
         return self
 
 
-class CosineConfig(Strict):
-    """Learning rate down a half cosine to ``floor`` times its start, over the run."""
-
-    name: Literal["cosine"] = "cosine"
-    floor: NonNegativeFloat = 0.0
-
-
-class StepsConfig(Strict):
-    """Learning rate multiplied by ``gamma`` after each listed epoch; none listed: constant."""
-
-    name: Literal["steps"]
-    epochs: tuple[PositiveInt, ...] = ()
-    gamma: PositiveFloat = 0.1
-
-
-class OptimizerConfig(Strict):
-    """The optimiser and its learning-rate schedule."""
-
-    name: Literal["sgd", "adamw"] = "sgd"
-    lr: PositiveFloat = 0.05
-    momentum: NonNegativeFloat = 0.9  # sgd
-    nesterov: bool = False  # sgd
-    weight_decay: NonNegativeFloat = 5e-4
-    schedule: Annotated[CosineConfig | StepsConfig, Field(discriminator="name")] = CosineConfig()
-
-    @model_validator(mode="after")
-    def _nesterov_has_momentum(self) -> OptimizerConfig:
-        if self.nesterov and not self.momentum:
-            raise ValueError("nesterov needs a momentum above 0")
-        return self
-
-
 class DiagnosticsConfig(Strict):
     """What is measured beside accuracy, every epoch on held-out pictures."""
 
     bounds: bool = False  # both sides of KD2M's theorem 3.1, as kdcore/metrics/bounds.py says
     rows: PositiveInt = 2048  # of the validation split, at most
+    teacher: str | None = None  # the label of the one beside the student, where there are several
 
+
+def _one_or_several(value: Any) -> str:
+    return "(several)" if isinstance(value, list | tuple) else "(one)"
+
+
+Several = Annotated[tuple[TeacherConfig, ...], Field(min_length=1), Tag("(several)")]
+Teachers = Annotated[
+    Annotated[TeacherConfig, Tag("(one)")] | Several, Discriminator(_one_or_several)
+]
 
 _METRICS = ("loss", "top1")  # of every run's training, beside its terms
+
+
+class Listener(NamedTuple):
+    """Where a run listens to a teacher: to the only one or the average where it names none."""
+
+    place: str
+    teacher: str | None
+    needs_one: bool  # rather than the average: ``Loss.needs_one_teacher``
 
 
 class RunConfig(Strict):
@@ -162,7 +137,8 @@ class RunConfig(Strict):
 
     name: str = "run"
     student: ModelConfig
-    teacher: TeacherConfig | None = None
+    teacher: Teachers | None = None
+    ensemble: Ensemble = "probabilities"  # in which several teachers are averaged
     data: DataConfig
     epochs: PositiveInt
     batch_size: PositiveInt = 64  # per run, not per worker
@@ -206,23 +182,45 @@ class RunConfig(Strict):
             )
         if not any(term.is_on for term in self.losses.values()):
             raise ValueError("losses: expected one with a weight above 0, else nothing is trained")
-        if self.teacher is not None and self.teacher.run is not None:
-            self._sees_what_its_teacher_saw(self.teacher.run.data)
-        lacking = [label for label, term in self.active.items() if LOSSES[term.loss].needs_teacher]
-        if lacking and self.teacher is None:
-            raise ValueError(f"losses.{lacking[0]} needs a teacher and the run has none")
-        if self.diagnostics.bounds and self.teacher is None:
-            raise ValueError("diagnostics.bounds needs a teacher and the run has none")
         return self
 
-    def _sees_what_its_teacher_saw(self, theirs: DataConfig) -> None:
+    @model_validator(mode="after")
+    def _teachers_are_told_apart(self) -> RunConfig:
+        titles = [teacher.title for teacher in self._listed_teachers]
+        for title in titles:
+            if titles.count(title) > 1:
+                raise ValueError(f"teacher: {title!r} is the name of two; give each a `label`")
+        for label, teacher in self.teachers.items():
+            if teacher.run is not None:
+                self._sees_what_its_teacher_saw(label, teacher.run.data)
+        return self
+
+    @model_validator(mode="after")
+    def _listeners_name_teachers(self) -> RunConfig:
+        named = {f"losses.{label}": term.teacher for label, term in self.losses.items()}
+        for place, name in {**named, "diagnostics": self.diagnostics.teacher}.items():
+            if self.teachers and name is not None and name not in self.teachers:
+                raise ValueError(f"{place}.teacher: {unknown_name('teacher', name, self.teachers)}")
+        for listener in self._listeners:
+            if not self.teachers:
+                raise ValueError(f"{listener.place} needs a teacher and the run has none")
+            if listener.needs_one and listener.teacher is None and len(self.teachers) > 1:
+                known = ", ".join(self.teachers)
+                raise ValueError(
+                    f"{listener.place} needs a teacher's layers or classifier, and the average of "
+                    f"several has neither: say whose by `teacher`, one of {known}"
+                )
+        return self
+
+    def _sees_what_its_teacher_saw(self, label: str, theirs: DataConfig) -> None:
         """Else the teacher meets pictures it was not made for, or was trained on our validation."""
         keys = ("name", "root", "size", "limit", "validation", "split_seed", "mean", "std")
         for key in keys:
             if getattr(self.data, key) != getattr(theirs, key):
                 raise ValueError(
-                    f"data.{key} is {getattr(self.data, key)!r} and the teacher's run has "
-                    f"{getattr(theirs, key)!r}; they must be the same (teacher.run.data.{key})"
+                    f"data.{key} is {getattr(self.data, key)!r} and the {self.called(label)}'s "
+                    f"run has {getattr(theirs, key)!r}; they must be the same "
+                    f"(teacher.run.data.{key})"
                 )
 
     @property
@@ -235,15 +233,59 @@ class RunConfig(Strict):
         }
 
     @property
+    def _listeners(self) -> list[Listener]:
+        terms = [
+            Listener(f"losses.{label}", term.teacher, LOSSES[term.loss].needs_one_teacher)
+            for label, term in self.active.items()
+            if LOSSES[term.loss].needs_teacher
+        ]
+        bounds = Listener("diagnostics.bounds", self.diagnostics.teacher, needs_one=True)
+        return [*terms, bounds] if self.diagnostics.bounds else terms
+
+    @property
     def is_taught(self) -> bool:
         """Whether any term listens to the teacher; a run of which none does is a control."""
         return any(LOSSES[term.loss].needs_teacher for term in self.active.values())
 
     @property
-    def teacher_layers(self) -> tuple[str, ...]:
-        """The teacher's layers that the losses read, sorted; the embedding is always among them."""
-        layers = {layer for term in self.active.values() for layer in term.layers.values()}
-        return tuple(sorted(layers | {"embedding"}))
+    def teachers(self) -> Mapping[str, TeacherConfig]:
+        """The teachers by label, in the order of the file."""
+        return {teacher.title: teacher for teacher in self._listed_teachers}
+
+    @property
+    def heard(self) -> Mapping[str, TeacherConfig]:
+        """The teachers that a term or a diagnostic listens to: no others need to be run."""
+        named = {listener.teacher for listener in self._listeners}
+        return {label: held for label, held in self.teachers.items() if named & {label, None}}
+
+    @property
+    def hears_average(self) -> bool:
+        """Whether anyone listens to several teachers at once."""
+        return len(self.heard) > 1 and None in {one.teacher for one in self._listeners}
+
+    @property
+    def teacher_layers(self) -> Mapping[str, tuple[str, ...]]:
+        """Of every teacher that is heard the layers that are read, sorted; always the embedding."""
+        return {label: tuple(sorted({EMBEDDING, *self._layers_of(label)})) for label in self.heard}
+
+    def _layers_of(self, teacher: str) -> Iterator[str]:
+        for term in self.active.values():
+            if term.teacher in (teacher, None):
+                yield from term.layers.values()
+
+    def called(self, label: str) -> str:
+        """A teacher in words, which needs its label only beside others."""
+        return "teacher" if len(self.teachers) == 1 else f"teacher {label}"
+
+    def taught_by(self, label: str) -> RunConfig:
+        """The same run with one of its teachers: what the cache of that teacher is made for."""
+        return self.model_copy(update={"teacher": self.teachers[label]})
+
+    @property
+    def _listed_teachers(self) -> tuple[TeacherConfig, ...]:
+        if isinstance(self.teacher, tuple):
+            return self.teacher
+        return () if self.teacher is None else (self.teacher,)
 
     @property
     def student_layers(self) -> tuple[str, ...]:
@@ -260,12 +302,25 @@ class RunConfig(Strict):
         del content["data"]["download"]
         content["student"]["weights"] = _file_digest(self.student.weights)
         content["losses"] = {label: content["losses"][label] for label in self.active}
-        if not (self.is_taught or self.diagnostics.bounds):
-            content["teacher"] = None
-        elif self.teacher is not None:
-            content["teacher"]["weights"] = _file_digest(self.teacher.weights)
-            content["teacher"]["run"] = self.teacher.run and self.teacher.run.identity
+        self._identify_teachers(content)
         return digest(content)[:12]
+
+    def _identify_teachers(self, content: dict[str, Any]) -> None:
+        """Put in who is heard and by whom, by place in the list: labels are only names.
+
+        A teacher that alone is heard counts as the run's only one.
+        """
+        heard = list(self.heard)
+        teachers = [self.heard[label].identity_content for label in heard]
+        content["teacher"] = teachers if len(heard) > 1 else teachers[0] if heard else None
+        if not self.hears_average:
+            del content["ensemble"]
+        if not self.diagnostics.bounds:
+            content["diagnostics"]["teacher"] = None
+        for listener in (*content["losses"].values(), content["diagnostics"]):
+            name = listener.pop("teacher")
+            if len(heard) > 1 and name is not None:
+                listener["teacher"] = heard.index(name)
 
     @property
     def folder(self) -> Path:

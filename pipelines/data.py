@@ -39,7 +39,7 @@ class Reader:
 
     run: RunConfig
     pictures: Pictures
-    teacher: TeacherRows | None = None
+    teachers: Mapping[str, TeacherRows] = field(default_factory=dict)  # those that are cached
     rank: int = 0
     workers: int = 1
     train_rows: np.ndarray = field(init=False)
@@ -93,8 +93,8 @@ class Reader:
             image=normalised(image, mean=self.run.data.mean, std=self.run.data.std),
             label=torch.from_numpy(self.pictures.label[rows]),
             index=torch.from_numpy(rows),
-            teacher=None if self.teacher is None else self.teacher.outputs(number, rows),
             epoch=epoch,
+            teachers={label: said.outputs(number, rows) for label, said in self.teachers.items()},
         )
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from kdcore.losses.term import present
 from kdcore.metrics.bounds import risk_bounds
 from kdcore.taps import EMBEDDING, Tapped
+from kdcore.teachers import heard
 from kdcore.types import Batch, Classifier, Outputs
 
 
@@ -25,13 +26,16 @@ class Matched(NamedTuple):
     teacher_head: Classifier
 
 
-def matched(student: Tapped, batches: Iterable[Batch]) -> Matched:
-    """Both networks on the batches, the student in evaluation mode; it is left as it came."""
+def matched(student: Tapped, batches: Iterable[Batch], *, teacher: str | None = None) -> Matched:
+    """Both networks on the batches, the student in evaluation mode; it is left as it came.
+
+    ``teacher`` is the label of one of several; without it there is only one.
+    """
     training, pairs = student.training, []
     student.eval()
     with torch.no_grad():
         for batch in batches:
-            pairs.append((student(batch.image), present(batch.teacher), batch.label))
+            pairs.append((student(batch.image), present(heard(batch, teacher)), batch.label))
     student.train(training)
     here, there, labels = zip(*pairs, strict=True)
     return Matched(

@@ -5,23 +5,32 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 
-from kdcore.teachers import taught
 from kdcore.types import Classifier
 from pipelines import cache
 from pipelines.build import build_student, build_teacher, checked
 from pipelines.cluster import cluster
-from pipelines.config import ModelConfig, RunConfig, plain
+from pipelines.config import RunConfig, TeacherConfig, plain
 from pipelines.data import Reader, TeacherRows, whole
 from pipelines.diagnostics import Matched, matched
 from pipelines.figures import History, joint_embedding, learning_curves, risk_bounds
-from pipelines.loop import Metrics, evaluate, pick_device
+from pipelines.loop import Metrics, evaluate, pick_device, with_teachers
 from pipelines.models import Served, load_weights
+from pipelines.networks import ModelConfig
 from pipelines.sources import Pictures, read_pictures, split
 from pipelines.tracking import TrackedRun, Tracker
-from pipelines.train import Finished, Inputs, OnEpoch, finished, train_here, train_on_workers
+from pipelines.train import (
+    Finished,
+    Inputs,
+    OnEpoch,
+    Teacher,
+    finished,
+    train_here,
+    train_on_workers,
+)
 
 # Told of progress: the stage, how much of it is done and of how much, a note.
 Watch = Callable[[str, int, int, str], None]
@@ -34,47 +43,72 @@ def prepared(
     watch: Watch,
     tracker: Tracker,
     verbose: bool = False,
-    layers: Iterable[str] = (),
+    layers: Mapping[str, Iterable[str]] = MappingProxyType({}),
 ) -> Inputs:
-    """What the run trains on, its teacher trained and its cache written where they are not yet.
+    """What the run trains on, its teachers trained and their caches written where they are not yet.
 
-    ``layers`` are further teacher layers for the cache, for other runs that will share it.
+    ``layers`` are what other runs read that will share these inputs: of each teacher that they hear
+    some layers. A teacher that nobody hears is left out.
     """
     pictures = checked(run)
-    if run.teacher is None:
-        return Inputs(pictures)
-    network = teacher_network(run, watch=watch, tracker=tracker)
-    teacher = build_teacher(network, pictures, {*run.teacher_layers, *layers})
-    if run.teacher.source == "live":
-        return Inputs(pictures, network, teacher=teacher)
-    content = cache.contents(run, pictures, teacher)
-    folder = cache.cache_folder(run, content)
+    teachers = {
+        label: _ready(
+            run,
+            label,
+            pictures,
+            {*run.teacher_layers.get(label, ()), *layers.get(label, ())},
+            watch=watch,
+            tracker=tracker,
+            verbose=verbose,
+        )
+        for label in run.teachers
+        if label in {*run.heard, *layers}
+    }
+    return Inputs(pictures, teachers)
+
+
+def _ready(
+    run: RunConfig,
+    label: str,
+    pictures: Pictures,
+    layers: Iterable[str],
+    *,
+    watch: Watch,
+    tracker: Tracker,
+    verbose: bool,
+) -> Teacher:
+    """A teacher live or from its cache, trained and written first where they are not yet."""
+    network = teacher_network(run.teachers[label], watch=watch, tracker=tracker)
+    teacher = build_teacher(network, pictures, layers, place=run.called(label))
+    if run.teachers[label].source == "live":
+        return Teacher(network, live=teacher)
+    alone = run.taught_by(label)
+    content = cache.contents(alone, pictures, teacher)
+    folder = cache.cache_folder(alone, content)
     if not cache.is_complete(folder, run.data.views):
+        stage = "cache" if len(run.teachers) == 1 else f"cache {label}"
         with cluster(verbose=verbose):
             cache.write_cache(
-                run, pictures, teacher, folder, lambda done, total: watch("cache", done, total, "")
+                alone, pictures, teacher, folder, lambda done, total: watch(stage, done, total, "")
             )
     rows = cache.read_cache(
         folder, views=run.data.views, layers=content["layers"], count=len(pictures.label)
     )
     rows = replace(rows, classifier=Classifier(*(held.detach() for held in teacher.head)))
-    return Inputs(
-        pictures,
+    return Teacher(
         network,
         rows=rows,
         fingerprint=cache.fingerprint_of(folder),
-        teacher_accuracy=_accuracy(run, pictures, rows),
+        accuracy=_accuracy(run, pictures, rows),
     )
 
 
-def teacher_network(run: RunConfig, *, watch: Watch, tracker: Tracker) -> ModelConfig:
+def teacher_network(teacher: TeacherConfig, *, watch: Watch, tracker: Tracker) -> ModelConfig:
     """The teacher with its weights, trained first where it is another run's student."""
-    if run.teacher is None:
-        raise ValueError(f"run {run.name!r} has no teacher")
-    if run.teacher.run is None:
-        return run.teacher.network
-    taught = train(run.teacher.run, watch=watch, tracker=tracker)
-    return run.teacher.network.model_copy(update={"weights": taught.weights})
+    if teacher.run is None:
+        return teacher.network
+    trained = train(teacher.run, watch=watch, tracker=tracker)
+    return teacher.network.model_copy(update={"weights": trained.weights})
 
 
 def train(run: RunConfig, *, watch: Watch, tracker: Tracker, verbose: bool = False) -> Finished:
@@ -143,7 +177,7 @@ def log_figures(
     drawn = {"curves": learning_curves(histories, control=control)}
     if run.diagnostics.bounds:
         drawn["bounds"] = risk_bounds(histories, control=control)
-    if inputs.network is not None:
+    if inputs.teachers:
         pair = matched_student(run, result, inputs)
         if pair.student.shape == pair.teacher.shape:
             drawn["embedding"] = joint_embedding(pair)
@@ -153,11 +187,18 @@ def log_figures(
 
 
 def matched_student(run: RunConfig, result: Finished, inputs: Inputs) -> Matched:
-    """The best student beside its teacher on the pictures of a figure."""
+    """The best student beside a teacher on the pictures of a figure.
+
+    It is the one that ``diagnostics.teacher`` names if that is ready, else the first.
+    """
+    named = run.diagnostics.teacher
+    inputs = inputs.only([named if named in inputs.teachers else next(iter(inputs.teachers))])
     student = build_student(run, inputs.pictures)
     load_weights(student.net, result.weights)
+    device = pick_device()
     batches = Reader(run, inputs.pictures, inputs.rows).held_out(PICTURES_DRAWN)
-    return matched(student, batches if inputs.teacher is None else taught(batches, inputs.teacher))
+    batches = with_teachers(run, batches, inputs.live(device), device)
+    return matched(student.to(device), batches)
 
 
 def tested(run: RunConfig, model: ModelConfig) -> Metrics:

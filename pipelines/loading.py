@@ -67,9 +67,17 @@ def _with_files(
     elif isinstance(result.get("base"), dict):
         result["base"] = _with_files(result["base"], folder, above)
     teacher = result.get("teacher")
-    if isinstance(teacher, dict) and isinstance(teacher.get("run"), str):
-        result["teacher"] = {**teacher, "run": _read(folder / teacher["run"], above)}
+    if isinstance(teacher, list):
+        result["teacher"] = [_with_run(one, folder, above) for one in teacher]
+    elif teacher is not None:
+        result["teacher"] = _with_run(teacher, folder, above)
     return result
+
+
+def _with_run(teacher: Any, folder: Path, above: tuple[Path, ...]) -> Any:
+    if isinstance(teacher, dict) and isinstance(teacher.get("run"), str):
+        return {**teacher, "run": _read(folder / teacher["run"], above)}
+    return teacher
 
 
 class _Unambiguous(yaml.SafeLoader):

@@ -6,9 +6,10 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -20,13 +21,14 @@ from torch.optim import Optimizer
 from kdcore.metrics.classification import BINS, rates, tally
 from kdcore.step import DistillStep
 from kdcore.taps import Tapped
-from kdcore.teachers import taught
+from kdcore.teachers import taught_together
 from kdcore.types import Batch
 from pipelines.build import teacher_precision
-from pipelines.config import CosineConfig, OptimizerConfig, RunConfig
+from pipelines.config import RunConfig
 from pipelines.data import Reader
 from pipelines.diagnostics import bounds, matched
 from pipelines.models import read_weights, save_weights
+from pipelines.optimizer import CosineConfig, OptimizerConfig
 
 Metrics = dict[str, float]
 # What an epoch gave, and the folder of its checkpoint, which the receiver may empty (None on every
@@ -59,12 +61,12 @@ def fit(
     *,
     report: Report,
     resume: Path | None = None,
-    teacher: Tapped | None = None,
+    live: Mapping[str, Tapped] = MappingProxyType({}),
     device: torch.device,
 ) -> Progress:
     """Train the step's student and report every epoch; with a process group, one of its workers.
 
-    ``teacher`` makes the teacher's outputs live; without it they are the reader's, from a cache.
+    ``live`` are the teachers whose outputs do not come with the reader's batches, from a cache.
     ``resume`` is the folder of a checkpoint; the result is that of an undisturbed run, and what
     was reported before is reported again.
 
@@ -88,14 +90,15 @@ def fit(
     for epoch in range(len(progress.history), run.epochs):
         started = time.perf_counter()
         learning_rate = schedule.get_last_lr()[0]
-        batches = _with_teacher(run, reader.train(epoch), teacher, device)
+        batches = with_teachers(run, reader.train(epoch), live, device)
         metrics = _train_epoch(module.train(), batches, optimizer, scaler, run.precision)
         schedule.step()
         _share_buffers(step.student)
         metrics |= evaluate(step.student, reader.validation(), device=device)
         if run.diagnostics.bounds and reader.rank == 0:
             rows = reader.held_out(run.diagnostics.rows)
-            metrics |= bounds(matched(step.student, _with_teacher(run, rows, teacher, device)))
+            beside = with_teachers(run, rows, live, device)
+            metrics |= bounds(matched(step.student, beside, teacher=run.diagnostics.teacher))
         metrics |= {"lr": learning_rate, "seconds": time.perf_counter() - started}
         metrics["epoch"] = epoch + 1
         if progress.add(metrics):
@@ -141,6 +144,15 @@ def keep(folder: Path, target: Path) -> None:
         arriving.replace(target / file.name)
 
 
+def with_teachers(
+    run: RunConfig, batches: Iterable[Batch], live: Mapping[str, Tapped], device: torch.device
+) -> Iterator[Batch]:
+    """Batches on the device with what all teachers say, those of the reader's and live ones."""
+    moved = (batch.to(device) for batch in batches)
+    precision = {label: teacher_precision(run.teachers[label]) for label in live}
+    return taught_together(moved, live, precision=precision, space=run.ensemble)
+
+
 def pick_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -150,16 +162,6 @@ def _share_buffers(student: nn.Module) -> None:
     if dist.is_initialized():
         for buffer in student.buffers():
             dist.broadcast(buffer, 0)
-
-
-def _with_teacher(
-    run: RunConfig, batches: Iterable[Batch], teacher: Tapped | None, device: torch.device
-) -> Iterable[Batch]:
-    """Batches on the device, taught where the teacher is live; else they are the reader's own."""
-    moved = (batch.to(device) for batch in batches)
-    if teacher is None:
-        return moved
-    return taught(moved, teacher, precision=teacher_precision(run))
 
 
 def _train_epoch(

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from kdcore.checks import unknown_name
 from kdcore.models import MODELS
-from pipelines.config import SMALL_RESNETS, ModelConfig
+from pipelines.networks import SMALL_RESNETS, ModelConfig
 
 
 def build_network(model: ModelConfig, *, num_classes: int, in_channels: int) -> nn.Module:

@@ -144,24 +144,32 @@ def changed(run: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
 def override(content: Mapping[str, Any], path: str, value: Any) -> dict[str, Any]:
     """A copy of nested mappings with the value at a dotted path replaced.
 
-    Setting a term's ``loss`` drops the ``params`` and ``layers`` that belonged to the former one,
-    unless the new loss knows them.
+    A number in the path is a place in a list, which must be there. Setting a term's ``loss`` drops
+    the ``params`` and ``layers`` that belonged to the former one, unless the new loss knows them.
     """
     result = deepcopy(dict(content))
     node: Any = result
-    *parents, last = path.split(".")
-    for depth, key in enumerate(parents):
-        if node.get(key) is None:
+    keys = path.split(".")
+    for depth, (key, below) in enumerate(itertools.pairwise(keys), start=1):
+        if isinstance(node, dict) and node.get(key) is None:
             node[key] = {}
-        node = node[key]
-        if not isinstance(node, dict):
-            raise ValueError(
-                f"cannot set {path}: {'.'.join(parents[: depth + 1])} is {node!r}, not a mapping"
-            )
+        node = node[_place(node, key)]
+        if not isinstance(node, dict) and not _has_place(node, below):
+            above = ".".join(keys[:depth])
+            raise ValueError(f"cannot set {path}: {above} is {node!r}, not a mapping")
+    last = keys[-1]
     if last == "loss" and isinstance(value, str) and value in LOSSES:
         _fit_to_loss(node, value)
-    node[last] = deepcopy(value)
+    node[_place(node, last)] = deepcopy(value)
     return result
+
+
+def _has_place(node: Any, key: str) -> bool:
+    return isinstance(node, list) and key.isdecimal() and int(key) < len(node)
+
+
+def _place(node: Any, key: str) -> str | int:
+    return int(key) if isinstance(node, list) else key
 
 
 def _fit_to_loss(term: dict[str, Any], loss: str) -> None:
@@ -178,5 +186,7 @@ def _fit_to_loss(term: dict[str, Any], loss: str) -> None:
         }
     if not line.takes_layers or (before and term.get("layers") == before.default_layers):
         term["layers"] = {}
+    if not line.needs_teacher:
+        term.pop("teacher", None)
     if before and term.get("weight") == before.weight:
         term["weight"] = line.weight

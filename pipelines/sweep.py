@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from pipelines.loop import Metrics
 from pipelines.report import Row, Trial, best_trial, ranked
 from pipelines.space import Range, SweepConfig, changed, grid_points, neighbours
 from pipelines.tracking import TrackedRun, Tracker
-from pipelines.train import RESULT, Finished, Inputs, finished
+from pipelines.train import RESULT, Finished, Inputs, Teacher, finished
 from pipelines.trial import inputs_key
 from pipelines.trials import run_trials
 
@@ -30,7 +30,7 @@ class Outcome:
     rows: list[Row]  # of the trials that were trained to their end
     failed: list[Trial]
     stopped: list[Trial]  # early, by the scheduler
-    teacher: Metrics  # val/top1 where the teacher was cached, test/top1
+    teachers: Mapping[str, Metrics]  # by label; val/top1 of the cached ones, test/top1
     best: Trial
     student: Finished
     test: Metrics
@@ -74,12 +74,22 @@ def best_run(config: SweepConfig) -> RunConfig:
 
 def shared_inputs(config: SweepConfig, *, watch: jobs.Watch, tracker: Tracker) -> dict[str, Inputs]:
     """What the trials train on, once for every data set and teacher among them."""
-    layers = {layer for run in neighbours(config) for layer in run.teacher_layers}
-    inputs = {}
+    near, inputs = neighbours(config), {}
     for point in grid_points(_shared_space(config)):
         run = changed(config.base, point)
+        layers = _layers_read(near, run)
         inputs[inputs_key(run)] = jobs.prepared(run, watch=watch, tracker=tracker, layers=layers)
     return inputs
+
+
+def _layers_read(near: Iterable[RunConfig], run: RunConfig) -> Mapping[str, set[str]]:
+    """Of the run's teachers the layers that its trials will read, whose losses differ."""
+    layers: dict[str, set[str]] = {}
+    for other in near:
+        taught = other.model_copy(update={"teacher": run.teacher})
+        for label, read in taught.teacher_layers.items():
+            layers.setdefault(label, set()).update(read)
+    return layers
 
 
 def _shared_space(config: SweepConfig) -> dict[str, Range]:
@@ -111,7 +121,10 @@ def _judged(config: SweepConfig, trials: list[Trial], inputs: Mapping[str, Input
         rows,
         failed,
         stopped,
-        teacher=_teacher_metrics(best.run, inputs[inputs_key(best.run)]),
+        teachers={
+            label: _teacher_metrics(best.run, teacher)
+            for label, teacher in inputs[inputs_key(best.run)].teachers.items()
+        },
         best=best,
         student=student,
         test=jobs.tested(best.run, jobs.student_network(best.run, student)),
@@ -139,12 +152,10 @@ def _histories(row: Row) -> list[list[Metrics]]:
     return [done.history for done in runs if done is not None]
 
 
-def _teacher_metrics(run: RunConfig, inputs: Inputs) -> Metrics:
-    if inputs.network is None:
-        return {}
-    metrics = jobs.tested(run, inputs.network)
-    if inputs.teacher_accuracy is not None:
-        metrics["val/top1"] = inputs.teacher_accuracy
+def _teacher_metrics(run: RunConfig, teacher: Teacher) -> Metrics:
+    metrics = jobs.tested(run, teacher.network)
+    if teacher.accuracy is not None:
+        metrics["val/top1"] = teacher.accuracy
     return metrics
 
 
@@ -163,7 +174,7 @@ def _summary(outcome: Outcome) -> dict[str, Any]:
         ],
         "failed": [{"changes": trial.changes, "error": trial.error} for trial in outcome.failed],
         "stopped": [trial.changes for trial in outcome.stopped],
-        "teacher": outcome.teacher,
+        "teachers": outcome.teachers,
         "best": {"weights": str(outcome.student.weights), "changes": outcome.best.changes},
         "test": outcome.test,
     }

@@ -71,6 +71,7 @@ class LossConfig(Strict):
     weight: Weight  # the literature's where it is absent
     params: dict[str, Any] = {}
     layers: dict[str, str] = {}  # student layer: teacher layer
+    teacher: str | None = None  # its label; without it the only one, or the average of several
 
     @model_validator(mode="before")
     @classmethod
@@ -82,6 +83,8 @@ class LossConfig(Strict):
             raise ValueError(unknown_name("loss", loss, LOSSES))
         if value.get("layers") and not LOSSES[loss].takes_layers:
             raise ValueError(f"loss {loss!r} compares logits and takes no `layers`")
+        if value.get("teacher") is not None and not LOSSES[loss].needs_teacher:
+            raise ValueError(f"loss {loss!r} listens to no teacher and takes no `teacher`")
         if LOSSES[loss].takes_layers and not (value.get("layers") or LOSSES[loss].default_layers):
             raise ValueError(
                 f"loss {loss!r} needs `layers`: student layer: teacher layer, such as "

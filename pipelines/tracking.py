@@ -145,7 +145,9 @@ def store_uri() -> str:
 
 
 def dotted(content: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The leaves of nested mappings with their dotted paths."""
+    """The leaves of nested mappings, and of lists of them, with their dotted paths."""
+    if isinstance(content, list) and any(isinstance(one, Mapping) for one in content):
+        content = {str(place): one for place, one in enumerate(content)}
     if isinstance(content, Mapping) and content:
         for key, value in content.items():
             yield from dotted(value, f"{prefix}.{key}" if prefix else str(key))

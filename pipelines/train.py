@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -24,9 +24,10 @@ from ray.util.queue import Queue
 from kdcore.taps import Tapped
 from pipelines.build import build_step
 from pipelines.cluster import num_cores, worker_resources, workers_at_once
-from pipelines.config import ModelConfig, RunConfig, plain
+from pipelines.config import RunConfig, plain
 from pipelines.data import Reader, TeacherRows
 from pipelines.loop import BEST, STATE, Metrics, Progress, fit, keep, pick_device
+from pipelines.networks import ModelConfig
 from pipelines.sources import Pictures
 
 RESULT = "result.json"
@@ -35,15 +36,51 @@ OnEpoch = Callable[[Metrics], None]
 
 
 @dataclass(frozen=True)
-class Inputs:
-    """What a run trains on: pictures, and the teacher as cached rows or as a live network."""
+class Teacher:
+    """A teacher that is ready to be heard: as cached rows or as a live network."""
 
-    pictures: Pictures
-    network: ModelConfig | None = None  # the teacher's, with its weights
-    teacher: Tapped | None = None  # live
+    network: ModelConfig  # with its weights
+    live: Tapped | None = None
     rows: TeacherRows | None = None  # cached
     fingerprint: str = ""  # of the cache
-    teacher_accuracy: float | None = None  # on the validation split, of the cached teacher
+    accuracy: float | None = None  # on the validation split, where it is cached
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a run trains on: pictures, and its teachers by label."""
+
+    pictures: Pictures
+    teachers: Mapping[str, Teacher] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> Mapping[str, TeacherRows]:
+        """Of the teachers that are cached."""
+        return {name: held.rows for name, held in self.teachers.items() if held.rows is not None}
+
+    @property
+    def fingerprint(self) -> str:
+        """Of every cache, a blank between them."""
+        return " ".join(held.fingerprint for held in self.teachers.values() if held.fingerprint)
+
+    def only(self, labels: Iterable[str]) -> Inputs:
+        """The same with the teachers of these labels; ValueError where one is not ready."""
+        wanted = list(labels)
+        lacking = [label for label in wanted if label not in self.teachers]
+        if lacking:
+            raise ValueError(
+                f"the run listens to teacher {lacking[0]!r}, which was not made ready; of a sweep "
+                "the base, or one of the listed values alone, must listen to it"
+            )
+        return replace(self, teachers={label: self.teachers[label] for label in wanted})
+
+    def live(self, device: torch.device) -> Mapping[str, Tapped]:
+        """The live teachers, on the device."""
+        return {
+            name: held.live.to(device)
+            for name, held in self.teachers.items()
+            if held.live is not None
+        }
 
 
 @dataclass(frozen=True)
@@ -76,6 +113,8 @@ def train_here(run: RunConfig, inputs: Inputs, on_epoch: OnEpoch) -> Finished:
 
 
 def _train_here(run: RunConfig, inputs: Inputs, on_epoch: OnEpoch) -> Finished:
+    inputs = inputs.only(run.heard)
+
     def report(metrics: Metrics, folder: Path | None) -> None:
         if folder is not None:
             keep(folder, run.folder)
@@ -87,7 +126,7 @@ def _train_here(run: RunConfig, inputs: Inputs, on_epoch: OnEpoch) -> Finished:
         Reader(run, inputs.pictures, inputs.rows),
         report=report,
         resume=run.folder if (run.folder / STATE).exists() else None,
-        teacher=_live(inputs),
+        live=inputs.live(pick_device()),
         device=pick_device(),
     )
     return _finish(run, progress)
@@ -205,7 +244,8 @@ class _Forward(UserCallback):
 def _worker(config: dict[str, Any]) -> None:
     context = ray.train.get_context()
     run = RunConfig.model_validate(config["run"])
-    inputs: Inputs = ray.get(config["inputs"][0])
+    held: Inputs = ray.get(config["inputs"][0])
+    inputs = held.only(run.heard)
     torch.set_num_threads(max(1, num_cores() // context.get_local_world_size()))
 
     def report(metrics: Metrics, folder: Path | None) -> None:
@@ -224,13 +264,9 @@ def _worker(config: dict[str, Any]) -> None:
             reader,
             report=report,
             resume=Path(folder) if folder else None,
-            teacher=_live(inputs),
+            live=inputs.live(pick_device()),
             device=pick_device(),
         )
-
-
-def _live(inputs: Inputs) -> Tapped | None:
-    return None if inputs.teacher is None else inputs.teacher.to(pick_device())
 
 
 def _finish(run: RunConfig, progress: Progress) -> Finished:

@@ -34,6 +34,6 @@ def changes_of(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def inputs_key(run: RunConfig) -> str:
-    """Names the data set and the teacher that a run needs; runs of one key share their inputs."""
+    """Names the data set and the teachers of a run; runs of one key share their inputs."""
     content = plain(run)
     return digest([content["data"], content["teacher"]])

@@ -19,7 +19,7 @@ OWNERS = {
     "mlflow": {"tracking"},
     "optuna": {"trials"},
     "pyarrow": {"cache", "sources"},
-    "pydantic": {"config", "space", "strict", "terms"},
+    "pydantic": {"config", "networks", "optimizer", "space", "strict", "terms"},
     "ray": {"cache", "cluster", "train", "trial", "trials"},
     "rich": {"cli"},
     "safetensors": {"models"},

@@ -71,6 +71,11 @@ class Loss(ABC):
         """Whether a run may name pairs of layers."""
 
     @property
+    def needs_one_teacher(self) -> bool:
+        """Whether it asks for layers or the classifier, which an average of teachers lacks."""
+        return self.takes_layers or "teacher_classifier" in self.inputs
+
+    @property
     @abstractmethod
     def default_layers(self) -> Mapping[str, str]:
         """Student layer to teacher layer where the run names none; empty where it must."""
@@ -173,6 +178,11 @@ def present(teacher: Outputs | None) -> Outputs:
 
 def feature_of(network: str, outputs: Outputs, layer: str) -> Tensor:
     """A layer's feature; ValueError where the network (named in the message) has none such."""
+    if not outputs.features:
+        raise ValueError(
+            f"layer {layer!r} is asked of the {network}, which gives logits only here, as the "
+            "average of several teachers does; name one of them"
+        )
     if layer not in outputs.features:
         raise ValueError(unknown_name(f"layer of the {network}", layer, outputs.features))
     return outputs.features[layer]

@@ -96,6 +96,7 @@ def main() -> None:
     minutes = (time.monotonic() - started) / 60
     base, trained = config.base, training_seconds(outcome.rows) / 60
     seeds = len(outcome.rows[0].values)
+    (teacher,) = outcome.teachers.values()
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(
         f"""# KD2M's six rows on CIFAR-10, at the size of two cores
@@ -104,7 +105,7 @@ def main() -> None:
 {os.cpu_count()} cores, {trained:.0f} minutes of training in all. {base.data.limit} pictures, of
 which {base.data.validation:.0%} for validation, {base.epochs} epochs, {seeds} seeds;
 {base.student.name} from {base.teacher and base.teacher.name} (test
-{100 * outcome.teacher["test/top1"]:.2f}). Accuracy in percent, mean and standard deviation over
+{100 * teacher["test/top1"]:.2f}). Accuracy in percent, mean and standard deviation over
 seeds, of the epoch that was best on validation. The control has the same schedule and, seed by
 seed, the same initial weights and order of pictures; p is of the paired t-test on the test split.
 

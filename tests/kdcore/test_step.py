@@ -13,7 +13,7 @@ from kdcore.losses.logits import cross_entropy, kd
 from kdcore.models import MODELS
 from kdcore.step import DistillStep
 from kdcore.taps import Tapped
-from kdcore.teachers import freeze, taught
+from kdcore.teachers import freeze, heard, taught, taught_together
 from kdcore.types import Batch, Probe
 
 
@@ -116,3 +116,76 @@ def test_a_batch_without_teacher_trains_on_its_labels(batch: Batch) -> None:
     step = make_step(batch, {"ce": 1.0})
     alone = step(replace(batch, teacher=None))
     torch.testing.assert_close(alone.loss, step(batch).loss, rtol=0, atol=0)
+
+
+# --- several teachers -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pair(batch: Batch) -> Batch:
+    """A batch with two teachers of different widths and their average."""
+    live = {
+        label: freeze(Tapped(MODELS["convnet"](5, width=width)))
+        for label, width in (("big", 3), ("small", 2))
+    }
+    precision = dict.fromkeys(live, torch.float32)
+    return next(taught_together([batch], live, precision=precision, space="probabilities"))
+
+
+def hearing(batch: Batch, teacher: str | None) -> Batch:
+    """The batch as one with that teacher only."""
+    return replace(batch, teacher=heard(batch, teacher), teachers={})
+
+
+def listening_step(pair: Batch, listens_to: Mapping[str, str]) -> DistillStep:
+    student = Tapped(MODELS["convnet"](5, width=1)).eval()
+    terms = {}
+    for key in ("kd", "mse", "w2"):
+        with torch.no_grad():
+            probe = Probe(student(pair.image), hearing(pair, listens_to.get(key)))
+        terms[key] = LOSSES[key].build({}, LOSSES[key].default_layers, probe)
+    return DistillStep(student, terms, {"kd": 1.0, "mse": 0.5, "w2": 2.0}, listens_to)
+
+
+@pytest.mark.parametrize("listens_to", [{"mse": "big", "w2": "small"}, {"kd": "small"}])
+def test_each_term_is_what_it_would_be_with_its_teacher_alone(
+    pair: Batch, listens_to: dict[str, str]
+) -> None:
+    step = listening_step(pair, {"mse": "small", "w2": "small", **listens_to})
+    parameters = list(step.parameters())
+    together = torch.autograd.grad(step(pair).loss, parameters)
+    total = [torch.zeros_like(parameter) for parameter in parameters]
+    for key, term in step.terms.items():
+        alone = DistillStep(step.student, {key: term}, {key: step.weights[key]})
+        result = alone(hearing(pair, step.listens_to.get(key)))
+        torch.testing.assert_close(step(pair).parts[key], result.parts[key], rtol=0, atol=0)
+        gradient = torch.autograd.grad(result.loss, parameters, materialize_grads=True)
+        total = [sum_ + one for sum_, one in zip(total, gradient, strict=True)]
+    torch.testing.assert_close(list(together), total)
+
+
+def test_a_term_that_names_no_teacher_hears_the_average(pair: Batch) -> None:
+    step = listening_step(pair, {"mse": "big", "w2": "small"})
+    average = sum(said.logits.softmax(dim=1) for said in pair.teachers.values()) / 2
+    expected = kd(step.student(pair.image).logits, average.log())
+    torch.testing.assert_close(step(pair).parts["kd"], expected)
+
+
+def test_a_teacher_that_is_not_there_is_refused_by_name(pair: Batch) -> None:
+    step = listening_step(pair, {"mse": "big", "w2": "small"})
+    with pytest.raises(ValueError, match=r"nothing of teacher 'small'; it has: big"):
+        step(replace(pair, teachers={"big": pair.teachers["big"]}))
+
+
+def test_what_no_term_is_called_cannot_listen(pair: Batch) -> None:
+    step = listening_step(pair, {"mse": "big", "w2": "small"})
+    with pytest.raises(ValueError, match=r"unknown term 'mes'; did you mean 'mse'\?"):
+        DistillStep(step.student, dict(step.terms.items()), step.weights, {"mes": "big"})
+
+
+def test_losses_see_a_named_teacher_in_full_precision(pair: Batch) -> None:
+    step = listening_step(pair, {"mse": "big", "w2": "small"})
+    half = {label: outputs.to(torch.bfloat16) for label, outputs in pair.teachers.items()}
+    exact = {label: outputs.to(torch.float32) for label, outputs in half.items()}
+    here, there = (step(replace(pair, teachers=said)).parts for said in (half, exact))
+    torch.testing.assert_close(dict(here), dict(there), rtol=0, atol=0)

@@ -16,8 +16,9 @@ from kdcore.schedules import Cosine, Warmup
 from kdcore.step import DistillStep
 from kdcore.types import Batch
 from pipelines.build import build_step, build_student, build_teacher
-from pipelines.config import ModelConfig, RunConfig
+from pipelines.config import RunConfig
 from pipelines.models import build_network, save_weights
+from pipelines.networks import ModelConfig
 from pipelines.sources import Pictures
 from pipelines.space import changed
 from pipelines.strict import validated
@@ -45,9 +46,9 @@ def step_of(losses: dict[str, Any], **changes: Any) -> DistillStep:
 def batch_of(run: RunConfig) -> Batch:
     torch.manual_seed(3)
     image = torch.randn(4, 1, 8, 8)
-    assert run.teacher is not None
-    teacher = build_teacher(run.teacher.network, PICTURES, run.teacher_layers)
-    return Batch(image, torch.tensor([0, 1, 2, 3]), torch.arange(4), teacher(image))
+    ((label, teacher),) = run.teachers.items()
+    tapped = build_teacher(teacher.network, PICTURES, run.teacher_layers.get(label, ()))
+    return Batch(image, torch.tensor([0, 1, 2, 3]), torch.arange(4), tapped(image))
 
 
 def shapes(module: nn.Module) -> list[tuple[int, ...]]:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import pipelines
 from kdcore.losses import LOSSES
-from pipelines.config import RunConfig, plain
+from pipelines.config import RunConfig, digest, plain
 from pipelines.loading import load
 from pipelines.space import SweepConfig, changed
 from pipelines.strict import validated
@@ -30,6 +30,10 @@ TOY: dict[str, Any] = {
 }
 TEACHER: dict[str, Any] = {"teacher": {"name": "resnet8", "weights": "teacher.safetensors"}}
 KD: dict[str, Any] = {**TEACHER, "losses": {"kd": {}}}
+BIG = {"label": "big", "name": "resnet56", "weights": "big.safetensors"}
+SMALL = {"label": "small", "name": "resnet8", "weights": "small.safetensors"}
+TWO: dict[str, Any] = {"teacher": [BIG, SMALL]}
+MID: dict[str, Any] = {"loss": "mse", "layers": {"block1": "layer1"}}
 
 
 def run_of(**changes: Any) -> RunConfig:
@@ -86,9 +90,39 @@ def test_the_layers_are_those_of_the_losses_that_have_a_weight() -> None:
         "off": {"loss": "mse", "weight": 0, "layers": {"block3": "layer3"}},
     }
     run = run_of(**TEACHER, losses=terms)
-    assert run.teacher_layers == ("embedding", "layer1", "layer2")
+    assert run.teacher_layers == {"resnet8": ("embedding", "layer1", "layer2")}
     assert run.student_layers == ("block1", "embedding")
     assert list(run.active) == ["first", "second"]
+
+
+def test_each_teacher_has_the_layers_of_the_terms_that_name_it() -> None:
+    terms = {"kd": {}, "mid": {**MID, "teacher": "big"}, "near": {"loss": "w2", "teacher": "small"}}
+    run = run_of(**TWO, losses=terms)
+    assert run.teacher_layers == {"big": ("embedding", "layer1"), "small": ("embedding",)}
+
+
+@pytest.mark.parametrize(
+    ("losses", "bounds", "heard"),
+    [
+        ({"kd": {}}, {}, ["big", "small"]),
+        ({"kd": {"teacher": "small"}}, {}, ["small"]),
+        ({"kd": {"teacher": "small"}, "mid": {**MID, "teacher": "big"}}, {}, ["big", "small"]),
+        ({"ce": {}, "kd": {"weight": 0}}, {}, []),
+        ({"ce": {}}, {"bounds": True, "teacher": "big"}, ["big"]),
+        ({"ce": {}}, {"teacher": "big"}, []),
+    ],
+)
+def test_those_are_heard_to_whom_a_term_or_a_diagnostic_listens(
+    losses: dict[str, Any], bounds: dict[str, Any], heard: list[str]
+) -> None:
+    run = run_of(**TWO, losses=losses, diagnostics=bounds)
+    assert list(run.heard) == heard
+    assert list(run.teacher_layers) == heard
+
+
+def test_a_teacher_is_called_by_its_label_its_network_or_its_run() -> None:
+    unnamed = [{**BIG, "label": None}, {"run": {**TOY, "name": "earlier"}}, SMALL]
+    assert list(run_of(teacher=unnamed).teachers) == ["resnet56", "earlier", "small"]
 
 
 def test_cross_entropy_is_active_at_any_weight() -> None:
@@ -259,6 +293,62 @@ MISTAKES: dict[str, tuple[Mapping[str, Any], str]] = {
         "toy.yaml: teacher: a teacher is either `name: NETWORK` with `weights: FILE`, or `run: "
         "RUN.yaml`",
     ),
+    "no teachers": ({"teacher": []}, "toy.yaml: teacher: tuple should have at least 1 item"),
+    "two teachers of one name": (
+        {"teacher": [{**BIG, "label": None}, {**BIG, "label": None, "weights": "b.pth"}]},
+        "toy.yaml: teacher: 'resnet56' is the name of two; give each a `label`",
+    ),
+    "unknown key of the second teacher": (
+        {"teacher": [BIG, {**SMALL, "wieghts": "x.pth"}]},
+        "toy.yaml: teacher.1: unknown key 'wieghts'; did you mean 'weights'?",
+    ),
+    "a second teacher that saw other pictures": (
+        {"teacher": [BIG, {"label": "b", "run": {**TOY, "data": {**TOY["data"], "size": 16}}}]},
+        "toy.yaml: data.size is None and the teacher b's run has 16; they must be the same",
+    ),
+    "unknown teacher of a loss": (
+        {**TWO, "losses": {"kd": {"teacher": "smal"}}},
+        "toy.yaml: losses.kd.teacher: unknown teacher 'smal'; did you mean 'small'?",
+    ),
+    "unknown teacher of a run with one": (
+        {**TEACHER, "losses": {"kd": {"teacher": "resnet9"}}},
+        "toy.yaml: losses.kd.teacher: unknown teacher 'resnet9'; did you mean 'resnet8'?",
+    ),
+    "unknown teacher of a loss that is off": (
+        {**TWO, "losses": {"ce": {}, "kd": {"weight": 0, "teacher": "smal"}}},
+        "toy.yaml: losses.kd.teacher: unknown teacher 'smal'",
+    ),
+    "unknown teacher of the diagnostics": (
+        {**TWO, "diagnostics": {"teacher": "bgi"}},
+        "toy.yaml: diagnostics.teacher: unknown teacher 'bgi'; did you mean 'big'?",
+    ),
+    "features of an average": (
+        {**TWO, "losses": {"kd": {}, "mid": MID}},
+        "toy.yaml: losses.mid needs a teacher's layers or classifier, and the average of several "
+        "has neither: say whose by `teacher`, one of big, small",
+    ),
+    "classifier of an average": (
+        {**TWO, "losses": {"wkd_l": {}}},
+        "toy.yaml: losses.wkd_l needs a teacher's layers or classifier, and the average of several "
+        "has neither: say whose by `teacher`, one of big, small",
+    ),
+    "bounds of an average": (
+        {**TWO, "diagnostics": {"bounds": True}},
+        "toy.yaml: diagnostics.bounds needs a teacher's layers or classifier, and the average of "
+        "several has neither: say whose by `teacher`, one of big, small",
+    ),
+    "bounds without a teacher": (
+        {"diagnostics": {"bounds": True}},
+        "toy.yaml: diagnostics.bounds needs a teacher and the run has none",
+    ),
+    "teacher of a loss that hears none": (
+        {**TWO, "losses": {"ce": {"teacher": "big"}}},
+        "toy.yaml: losses.ce: loss 'ce' listens to no teacher and takes no `teacher`",
+    ),
+    "average in no space": (
+        {**TWO, "ensemble": "features"},
+        "toy.yaml: ensemble: input should be 'probabilities' or 'logits', got 'features'",
+    ),
     "no losses": ({"losses": {}}, "losses: expected at least one, such as `ce: {weight: 1}`"),
     "losses that are a list": (
         {"losses": ["ce"]},
@@ -390,6 +480,17 @@ def test_the_teacher_s_run_may_be_set_to_another_file(
     assert run.teacher.run.epochs == 7
 
 
+def test_the_runs_of_several_teachers_are_found_beside_the_file(tmp_path: Path) -> None:
+    write(tmp_path / "first.yaml", TOY)
+    write(tmp_path / "second.yaml", {**TOY, "epochs": 7})
+    teachers = [{"run": "first.yaml"}, {"run": "second.yaml"}, BIG]
+    run = load(write(tmp_path / "toy.yaml", {**TOY, "teacher": teachers}), ["teacher.2.stem=small"])
+    assert isinstance(run, RunConfig)
+    runs = {label: teacher.run and teacher.run.epochs for label, teacher in run.teachers.items()}
+    assert runs == {"first": 2, "second": 7, "big": None}
+    assert run.teachers["big"].stem == "small"
+
+
 def test_a_configuration_that_names_itself_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "loop.yaml", {**TOY, "teacher": {"run": "loop.yaml"}})
     with pytest.raises(ValueError, match=r"loop\.yaml"):
@@ -456,8 +557,17 @@ OTHER_TEACHER = {
     "losses.mid.layers.block1": "layer2",
 }
 NO_MATTER = {"name", "runs", "caches", "data.download"}
+# what tells several teachers apart says nothing of one
+ONE_TEACHER = {
+    "teacher.label": "other",
+    "ensemble": "logits",
+    "diagnostics.teacher": "resnet8",
+    "losses.kd.teacher": "resnet8",
+    "losses.mid.teacher": "resnet8",
+}
 SHARED = ("name", "root", "size", "limit", "validation", "split_seed", "mean", "std")
-ONE_VALUE = {"losses.ce.loss"}  # what is called ce is cross-entropy
+# what is called ce is cross-entropy, which hears nobody
+ONE_VALUE = {"losses.ce.loss", "losses.ce.teacher"}
 
 TAUGHT: dict[str, Any] = {
     "teacher": {**TEACHER["teacher"], "params": {"width": 8}},
@@ -481,7 +591,8 @@ def other(run: RunConfig, change: str, value: Any) -> RunConfig:
 
 def test_the_changes_above_are_of_every_leaf() -> None:
     named = {change.split(" @ ")[0] for change in OTHER | OTHER_TEACHER}
-    assert set(leaves(plain(run_of(**TAUGHT)))) == named | NO_MATTER | ONE_VALUE
+    leaves_ = set(leaves(plain(run_of(**TAUGHT))))
+    assert leaves_ == named | NO_MATTER | ONE_TEACHER.keys() | ONE_VALUE
 
 
 @pytest.mark.parametrize("change", [*OTHER, *OTHER_TEACHER])
@@ -513,6 +624,88 @@ def test_name_and_places_do_not_change_the_identity(leaf: str) -> None:
     assert changed(run, {f"teacher.run.{leaf}": other}).identity == run.identity
     assert len(run.identity) == 12
     assert run.folder == Path("runs") / f"run-{run.identity}"
+
+
+@pytest.mark.parametrize("leaf", ONE_TEACHER)
+@pytest.mark.parametrize("bounds", [False, True])
+def test_what_tells_teachers_apart_says_nothing_of_one(leaf: str, bounds: bool) -> None:
+    run = run_of(**TAUGHT, diagnostics={"bounds": bounds})
+    assert changed(run, {leaf: ONE_TEACHER[leaf]}).identity == run.identity
+
+
+def identity_before_lists(run: RunConfig) -> str:
+    """The digest of a run as it was when a run had one teacher."""
+    content = plain(run)
+    for key in ("name", "runs", "caches", "ensemble"):
+        del content[key]
+    del content["data"]["download"], content["diagnostics"]["teacher"]
+    content["losses"] = {label: content["losses"][label] for label in run.active}
+    for term in content["losses"].values():
+        del term["teacher"]
+    if not (run.is_taught or run.diagnostics.bounds):
+        content["teacher"] = None
+    elif run.teacher is not None:
+        del content["teacher"]["label"]
+        content["teacher"]["run"] = run.teacher.run and identity_before_lists(run.teacher.run)
+    return digest(content)[:12]
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
+def test_runs_of_one_teacher_are_found_as_before_there_were_several(path: Path) -> None:
+    loaded = load(path)
+    run = loaded.base if isinstance(loaded, SweepConfig) else loaded
+    assert run.identity == identity_before_lists(run)
+
+
+def test_a_listed_teacher_that_alone_is_heard_is_the_only_one() -> None:
+    one = run_of(**KD)
+    (label, teacher), *_ = one.teachers.items()
+    assert run_of(teacher=[plain(teacher)], losses={"kd": {}}).identity == one.identity
+    for listed in ([plain(teacher), BIG], [BIG, plain(teacher)]):
+        for ensemble in ("logits", "probabilities"):
+            both = run_of(teacher=listed, losses={"kd": {"teacher": label}}, ensemble=ensemble)
+            assert both.identity == one.identity
+    control = run_of(**TWO, losses={"ce": {}, "kd": {"weight": 0}})
+    assert control.identity == run_of(losses={"ce": {}}).identity
+
+
+DUET: dict[str, Any] = {"ce": {}, "kd": {}, "mid": {**MID, "teacher": "big"}}
+
+
+@pytest.mark.parametrize(
+    ("change", "value"),
+    [
+        ("ensemble", "logits"),
+        ("losses.kd.teacher", "small"),
+        ("losses.mid.teacher", "small"),
+        ("teacher.0.weights", "other.safetensors"),
+        ("teacher.1.precision", "bf16"),
+        ("teacher", [BIG, SMALL, {**BIG, "label": "more"}]),
+        ("teacher", [{**SMALL, "label": "big"}, {**BIG, "label": "small"}]),
+        ("diagnostics", {"bounds": True, "teacher": "big"}),
+    ],
+)
+def test_who_hears_whom_and_how_is_part_of_the_identity(change: str, value: Any) -> None:
+    run = run_of(**TWO, losses=DUET)
+    assert changed(run, {change: value}).identity != run.identity
+
+
+def test_whose_bounds_are_measured_is_part_of_the_identity() -> None:
+    runs = [
+        run_of(**TWO, losses=DUET, diagnostics={"bounds": True, "teacher": label})
+        for label in ("big", "small")
+    ]
+    assert runs[0].identity != runs[1].identity
+
+
+def test_labels_are_only_names() -> None:
+    run = run_of(**TWO, losses=DUET)
+    renamed, named = {**BIG, "label": "strong"}, {**DUET, "mid": {**MID, "teacher": "strong"}}
+    assert run_of(teacher=[renamed, SMALL], losses=named).identity == run.identity
+    seen = changed(run, {"diagnostics.teacher": "small"})  # beside the student in a figure
+    assert seen.identity == run.identity
+    apart = run_of(**TWO, losses={"kd": {"teacher": "big"}, "mid": {**MID, "teacher": "small"}})
+    assert changed(apart, {"ensemble": "logits"}).identity == apart.identity
 
 
 def test_filled_in_defaults_do_not_change_the_identity() -> None:
@@ -594,7 +787,9 @@ RUNS = st.fixed_dictionaries(
             min_size=1,
             max_size=3,
         ),
-        "teacher": st.sampled_from([TEACHER["teacher"], {"run": "the same", "source": "live"}]),
+        "teacher": st.sampled_from(
+            [TEACHER["teacher"], {"run": "the same", "source": "live"}, [TEACHER["teacher"]]]
+        ),
     }
 )
 

@@ -44,8 +44,11 @@ def run_of(**changes: Any) -> RunConfig:
     return validated(RunConfig, content | deepcopy(changes), where="toy")
 
 
+CACHED = {"teacher": TEACHER}
+
+
 def reader_of(rank: int = 0, workers: int = 1, **changes: Any) -> Reader:
-    return Reader(run_of(**changes), PICTURES, TEACHER, rank=rank, workers=workers)
+    return Reader(run_of(**changes), PICTURES, CACHED, rank=rank, workers=workers)
 
 
 def rows_of(batches: list[Batch]) -> list[int]:
@@ -53,8 +56,7 @@ def rows_of(batches: list[Batch]) -> list[int]:
 
 
 def teacher_numbers(batch: Batch) -> list[float]:
-    assert batch.teacher is not None
-    return batch.teacher.logits[:, 0].tolist()
+    return batch.teachers["teacher"].logits[:, 0].tolist()
 
 
 def exactly(actual: torch.Tensor, expected: torch.Tensor) -> None:
@@ -138,19 +140,20 @@ def test_the_view_seed_and_not_the_seed_makes_the_view() -> None:
 def test_teacher_rows_line_up_with_row_and_view() -> None:
     for epoch in range(4):
         for batch in reader_of().train(epoch):
-            assert batch.teacher is not None
+            said = batch.teachers["teacher"]
             number = torch.tensor(
                 [100.0 * (1 + epoch % 3) + row for row in batch.index.tolist()], dtype=torch.float32
             )
-            exactly(batch.teacher.logits, torch.stack([number, -number], dim=1))
-            exactly(batch.teacher.features["embedding"], number[:, None].expand(-1, 3))
+            exactly(said.logits, torch.stack([number, -number], dim=1))
+            exactly(said.features["embedding"], number[:, None].expand(-1, 3))
             exactly(batch.label, batch.index % 5)
     for batch in reader_of().validation():
         assert teacher_numbers(batch) == batch.index.tolist()
 
 
 def test_without_teacher_rows_a_batch_has_no_teacher() -> None:
-    assert next(Reader(run_of(), PICTURES).train(0)).teacher is None
+    batch = next(Reader(run_of(), PICTURES).train(0))
+    assert (batch.teacher, dict(batch.teachers)) == (None, {})
 
 
 @pytest.mark.parametrize("rows", ["validation", "whole"])
@@ -176,7 +179,7 @@ def test_arrays_that_may_not_be_written_are_read() -> None:
     for array in (image, label, logits, feature):
         array.flags.writeable = False
     teacher = TeacherRows(logits, {"embedding": feature})
-    reader = Reader(run_of(), Pictures(image, label, 5), teacher)
+    reader = Reader(run_of(), Pictures(image, label, 5), {"teacher": teacher})
     for batch in [
         next(reader.train(0)),
         next(reader.validation()),

@@ -66,8 +66,8 @@ def pictures_of(run: RunConfig) -> Pictures:
 
 
 def teacher_of(run: RunConfig) -> Tapped:
-    assert run.teacher is not None
-    teacher = build_teacher(run.teacher.network, pictures_of(run), run.teacher_layers)
+    ((label, layers),) = run.teacher_layers.items()
+    teacher = build_teacher(run.teachers[label].network, pictures_of(run), layers)
     teacher.net.load_state_dict(teacher_weights())
     return teacher
 
@@ -86,7 +86,8 @@ class Training:
     def __post_init__(self) -> None:
         pictures = pictures_of(self.run)
         self.step: DistillStep = build_step(self.run, pictures)
-        self.reader = Reader(self.run, pictures, self.rows)
+        rows = {} if self.rows is None else dict.fromkeys(self.run.teachers, self.rows)
+        self.reader = Reader(self.run, pictures, rows)
 
     def report(self, metrics: Metrics, folder: Path | None) -> None:
         self.told.append(metrics)
@@ -99,6 +100,8 @@ class Training:
             raise KeyboardInterrupt
 
     def fit(self, **how: Any) -> Progress:
+        if "teacher" in how:  # the only one
+            how["live"] = dict.fromkeys(self.run.teachers, how.pop("teacher"))
         how = {"report": self.report, "device": CPU, **how}
         return fit(self.run, self.step, self.reader, **how)
 
@@ -122,7 +125,7 @@ def rows_of(run: RunConfig, teacher: Tapped) -> TeacherRows:
             said.append(teacher(normalised(image, mean=run.data.mean, std=run.data.std)))
     features = {
         layer: np.stack([outputs.features[layer].half().numpy() for outputs in said])
-        for layer in run.teacher_layers
+        for layer in said[0].features
     }
     logits = np.stack([outputs.logits.half().numpy() for outputs in said])
     return TeacherRows(logits, features, said[0].classifier)

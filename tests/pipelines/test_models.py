@@ -17,7 +17,7 @@ from torchvision.models import resnet18
 
 from kdcore.models import MODELS
 from kdcore.taps import Tapped
-from pipelines.config import DataConfig, ModelConfig
+from pipelines.config import DataConfig
 from pipelines.models import (
     Served,
     build_network,
@@ -26,6 +26,7 @@ from pipelines.models import (
     save_weights,
     weights_digest,
 )
+from pipelines.networks import ModelConfig
 from pipelines.sources import read_pictures
 
 KD_DATA = Path(os.environ.get("KD_DATA", Path(__file__).parents[3] / "shared" / "data"))

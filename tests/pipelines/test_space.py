@@ -114,6 +114,24 @@ def test_override_shares_nothing_with_its_input(content: dict[str, Any], value: 
     assert result["set"]["here"] == before
 
 
+def test_a_number_in_a_path_is_a_place_in_a_list() -> None:
+    content = {"teacher": [{"name": "a"}, {"name": "b", "params": None}], "mean": [0.1, 0.2]}
+    before = deepcopy(content)
+    assert override(content, "teacher.1.params.width", 3) == {
+        **content,
+        "teacher": [{"name": "a"}, {"name": "b", "params": {"width": 3}}],
+    }
+    assert override(content, "mean.0", 0.5) == {**content, "mean": [0.5, 0.2]}
+    assert content == before
+
+
+@pytest.mark.parametrize("path", ["mean.2", "mean.-1", "mean.x", "teacher.1.name", "mean.0.x"])
+def test_a_place_that_a_list_does_not_have_is_refused(path: str) -> None:
+    message = rf"cannot set {re.escape(path)}: (mean|teacher|mean\.0) is .*, not a mapping"
+    with pytest.raises(ValueError, match=message):
+        override({"mean": [0.1, 0.2], "teacher": [{"name": "a"}]}, path, 1)
+
+
 def test_changed_is_pure_and_validates() -> None:
     run = run_of()
     before = run.model_copy(deep=True)
@@ -132,6 +150,15 @@ def test_another_loss_keeps_the_params_that_it_knows() -> None:
     assert term.params == {"temperature": 2.0}
     content = override({"params": {"temperature": 2.0, "label_smoothing": 0.1}}, "loss", "ce")
     assert content == {"params": {"label_smoothing": 0.1}, "loss": "ce", "layers": {}}
+
+
+def test_another_loss_keeps_its_teacher_if_it_hears_one() -> None:
+    run = run_of(losses={"it": {"loss": "kd", "teacher": "resnet8"}})
+    heard = {
+        loss: changed(run, {"losses.it.loss": loss}).losses["it"].teacher
+        for loss in ("kd", "mse", "ce")
+    }
+    assert heard == {"kd": "resnet8", "mse": "resnet8", "ce": None}
 
 
 @pytest.mark.parametrize(

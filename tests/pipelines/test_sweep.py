@@ -67,7 +67,8 @@ def test_a_sweep_runs_once_per_configuration_and_is_all_in_mlflow(
     assert outcome.best.metrics["val/top1"] == max(outcome.rows[0].values)
     assert outcome.student.best["val/top1"] == max(outcome.rows[0].values)
     assert not outcome.failed
-    assert {"val/top1", "test/top1"} <= outcome.teacher.keys()
+    (teacher,) = outcome.teachers.values()
+    assert {"val/top1", "test/top1"} <= teacher.keys()
 
     parent, trials = children(Tracker())
     assert len(trials) == 8
@@ -152,8 +153,8 @@ def test_one_cache_serves_the_layers_of_all_trials(workdir: Path, toy_run: Path)
         space={"losses.mid": {"grid": [{"loss": "mse", "layers": pair} for pair in layers]}},
     )
     (inputs,) = shared_inputs(config, watch=watch, tracker=Tracker()).values()
-    assert inputs.rows is not None
-    assert set(inputs.rows.features) == {"block1", "block3", "embedding"}
+    (rows,) = inputs.rows.values()
+    assert set(rows.features) == {"block1", "block3", "embedding"}
     assert len(list(Path("caches").iterdir())) == 1
 
 

@@ -82,6 +82,10 @@ def test_a_logged_student_loads_in_a_fresh_process_without_the_project(
 def test_dotted_paths_name_every_leaf() -> None:
     content = {"a": {"b": 1, "c": {}}, "d": [1, 2]}
     assert dict(dotted(content)) == {"a.b": 1, "a.c": {}, "d": [1, 2]}
+    assert dict(dotted({"teacher": [{"name": "a"}, {"name": "b"}]})) == {
+        "teacher.0.name": "a",
+        "teacher.1.name": "b",
+    }
 
 
 def test_a_folder_without_git_has_no_commit(workdir: Path) -> None:

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kdcore.checks import check_same_width
-from kdcore.metrics.kernels import distances
+from kdcore.metrics.distances import distances
 
 
 def random_directions(

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kdcore.checks import check_same_width
+from kdcore.metrics.distances import squared_distances
 from kdcore.metrics.plans import Plan, transport_plan
 
 
@@ -21,9 +22,7 @@ def squared_costs(
     """
     with torch.no_grad():
         centre = teacher.mean(dim=0)
-        here, there = student - centre, teacher - centre
-        norms = here.square().sum(dim=1)[:, None] + there.square().sum(dim=1)
-        return torch.addmm(norms, here, there.mT, alpha=-2).clamp_(min=0)
+        return squared_distances(student - centre, teacher - centre)
 
 
 def costs(student: Float[Tensor, "n d"], teacher: Float[Tensor, "m d"]) -> Float[Tensor, "n m"]:

@@ -12,6 +12,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from kdcore.metrics.conditional import class_wasserstein
+from kdcore.metrics.distances import distances
 from kdcore.metrics.entropic import (
     entropic_plan,
     entropic_wasserstein,
@@ -19,7 +20,6 @@ from kdcore.metrics.entropic import (
     sinkhorn_divergence,
 )
 from kdcore.metrics.kernels import (
-    distances,
     energy_distance,
     gaussian_mmd,
     polynomial_mmd,

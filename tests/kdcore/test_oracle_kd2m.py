@@ -17,6 +17,7 @@ from torch import Tensor
 from kdcore.metrics.bounds import Bounds, risk_bounds
 from kdcore.metrics.classes import class_mean_distance, shared_classes
 from kdcore.metrics.conditional import class_wasserstein, joint_wasserstein, label_costs
+from kdcore.metrics.distances import distances
 from kdcore.metrics.entropic import entropic_wasserstein, sharp_wasserstein, sinkhorn_divergence
 from kdcore.metrics.gaussians import (
     class_gaussian_kl,
@@ -25,7 +26,6 @@ from kdcore.metrics.gaussians import (
     gaussian_wasserstein,
 )
 from kdcore.metrics.kernels import (
-    distances,
     energy_distance,
     gaussian_mmd,
     mean_bandwidth,

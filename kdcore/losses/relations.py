@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kdcore.checks import check_same_rows
-from kdcore.metrics.kernels import distances
+from kdcore.metrics.distances import distances
 
 
 def relational_kd(

@@ -93,10 +93,13 @@ def class_activation_error(
 
 def _attention_difference(student: Tensor, teacher: Tensor, power: float) -> Tensor:
     check_maps(student, teacher)
-    here, there = (
-        F.normalize(maps.abs().pow(power).mean(dim=1).flatten(1)) for maps in (student, teacher)
-    )
+    here, there = _attention(student, power), _attention(teacher, power)
     return here - there
+
+
+def _attention(maps: Tensor, power: float) -> Tensor:
+    size = maps if power % 2 == 0 else maps.abs()  # an even power loses the sign by itself
+    return F.normalize(size.pow(power).mean(dim=1).flatten(1))
 
 
 def _class_activations(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -60,10 +61,7 @@ class Review(Term):
         self.reduce = nn.ModuleList(
             _convolution(pair.student_shape[1], width, kernel_size=1) for pair in self.pairs
         )
-        self.attend = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(2 * width, 2, kernel_size=1), nn.Sigmoid())
-            for _ in self.pairs[:-1]
-        )
+        self.attend = nn.ModuleList(nn.Conv2d(2 * width, 2, kernel_size=1) for _ in self.pairs[:-1])
         self.expand = nn.ModuleList(
             _convolution(width, pair.teacher_shape[1], kernel_size=3) for pair in self.pairs
         )
@@ -93,9 +91,12 @@ def _convolution(in_channels: int, out_channels: int, *, kernel_size: int) -> nn
 
 def _fused(attend: nn.Module, here: Tensor, deeper: Tensor) -> Tensor:
     """Both maps, weighed at each position by how much attention each gets there."""
-    deeper = _resized(deeper, here)
-    attention: Tensor = attend(torch.cat([here, deeper], dim=1))
-    return here * attention[:, :1] + deeper * attention[:, 1:]
+    # one convolution of both joined, without joining them, and the smaller while it is small
+    weight, bias = cast(nn.Conv2d, attend).parameters()
+    of_here = F.conv2d(here, weight[:, : here.shape[1]], bias)
+    of_deeper = F.conv2d(deeper, weight[:, here.shape[1] :])
+    attention = (of_here + _resized(of_deeper, here)).sigmoid()
+    return here * attention[:, :1] + _resized(deeper, here) * attention[:, 1:]
 
 
 def _resized(maps: Tensor, like: Tensor) -> Tensor:

@@ -32,6 +32,13 @@ from pipelines.data import TeacherRows
 ROWS, CLASSES, DATASET = 64, 100, 50_000
 STAGES = ("layer1", "layer2", "layer3")
 LAYERS = {stage: stage for stage in STAGES}
+LAST = {"layer3": "layer3"}
+# the layers of the published runs, where they are not the ends of all stages
+PUBLISHED: Mapping[str, Mapping[str, str]] = {
+    **dict.fromkeys(("cat_kd", "diffkd", "ft", "mgd", "norm", "simkd", "wkd_f"), LAST),
+    "fitnet": {"layer2": "layer2"},
+    "reviewkd": {**LAYERS, "embedding": "embedding"},
+}
 ASKED = {
     **dict.fromkeys(("kd", "dkd", "dist", "lskd"), 1.03),
     **dict.fromkeys(("at", "fitnet", "rkd", "sp", "pkt"), 1.10),
@@ -85,7 +92,7 @@ def layers_of(key: str) -> Mapping[str, str]:
     loss = LOSSES[key]
     if not loss.takes_layers:
         return {}
-    return loss.default_layers or LAYERS
+    return loss.default_layers or PUBLISHED.get(key, LAYERS)
 
 
 def kdsweep(key: str, batch: Batch, *, cached: bool) -> Step:

@@ -65,13 +65,13 @@ def test_each_level_is_fused_with_the_deeper_ones_at_its_own_resolution() -> Non
 
     here = term.reduce[1](student.features["layer2"])  # 4 x 4, the teacher's is 2 x 2
     wide = deep.expand(-1, -1, 4, 4)
-    share = term.attend[1](torch.cat([here, wide], dim=1))
+    share = term.attend[1](torch.cat([here, wide], dim=1)).sigmoid()
     middle = (here * share[:, :1] + wide * share[:, 1:])[:, :, ::2, ::2]
     expected = expected + hierarchical_distance(term.expand[1](middle), teacher.features["layer2"])
 
     here = term.reduce[0](student.features["layer1"])
     wide = middle.repeat_interleave(4, dim=2).repeat_interleave(4, dim=3)
-    share = term.attend[0](torch.cat([here, wide], dim=1))
+    share = term.attend[0](torch.cat([here, wide], dim=1)).sigmoid()
     shallow = here * share[:, :1] + wide * share[:, 1:]
     expected = expected + hierarchical_distance(term.expand[0](shallow), teacher.features["layer1"])
     torch.testing.assert_close(term(student, teacher, batch), expected)
@@ -86,10 +86,3 @@ def test_the_width_is_that_of_the_student_s_deepest_layer_up_to_a_limit() -> Non
         assert [tuple(part[0].weight.shape) for part in term.expand] == [
             (channels, width, 3, 3) for channels in (3, 5, 7)
         ]
-
-
-def test_attention_is_between_zero_and_one_at_each_position() -> None:
-    term, _ = built(seen(STUDENT), seen(TEACHER))
-    attention = term.attend[0](torch.randn(3, 12, 8, 8).double())
-    assert attention.shape == (3, 2, 8, 8)
-    assert bool(((attention > 0) & (attention < 1)).all())

@@ -69,17 +69,18 @@ def cache_folder(run: RunConfig, content: dict[str, Any]) -> Path:
     ``caches`` may itself be one cache; ValueError then names what differs, if anything does.
     """
     if (run.caches / MANIFEST).exists():
+        line = f"kd cache RUN.yaml --set caches={run.caches.parent}"
         differing = _differing(_manifest(run.caches), content)
         if differing:
             raise ValueError(
-                f"cache {run.caches} is not of this run: {'; '.join(differing)}; point `caches` "
-                "at a folder of caches and run `kd cache`"
+                f"cache {run.caches} is not of this run: {'; '.join(differing)}; run `{line}` to "
+                "write the one that is, and train with the same --set"
             )
         held = _manifest(run.caches)
         if held["layers"] != content["layers"] and not is_complete(run.caches, run.data.views):
             raise ValueError(
                 f"cache {run.caches} lacks views and has the layers {held['layers']}, so this run "
-                "cannot add to it; point `caches` at a folder of caches and run `kd cache`"
+                f"cannot add to it; run `{line}`, and train with the same --set"
             )
         return run.caches
     for manifest in sorted(run.caches.glob(f"*/{MANIFEST}")):

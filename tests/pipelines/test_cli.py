@@ -131,7 +131,13 @@ def test_a_cache_of_another_teacher_is_refused_before_training(
     result = kd("train", toy_run, "--set", f"caches={folder}", "--set", "teacher.run.seed=1")
     assert result.exit_code == 2
     assert "is not of this run: teacher is {" in result.stderr
-    assert "run `kd cache`" in result.stderr
+    assert f"run `kd cache RUN.yaml --set caches={folder.parent}`" in result.stderr
+    deeper = ("losses.distill.loss=at", "losses.distill.layers={block2: block2}")
+    words = [word for change in (f"caches={folder}", *deeper) for word in ("--set", change)]
+    result = kd("train", toy_run, *words)
+    assert result.exit_code == 2
+    assert "layers is ['embedding'], expected ['block2', 'embedding']" in result.stderr
+    assert f"run `kd cache RUN.yaml --set caches={folder.parent}`" in result.stderr
     trained = {path.name.rpartition("-")[0] for path in (workdir / "runs").iterdir()}
     assert trained == {"toy_teacher"}
 

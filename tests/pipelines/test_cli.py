@@ -151,7 +151,7 @@ def test_check_says_what_would_be_trained(kd: Kd, toy_run: Path, workdir: Path) 
     result = kd("check", toy_run)
     assert result.exit_code == 0
     assert "400 pictures 1x8x8, 10 classes" in result.stdout
-    assert "distill: 1.0 x kd {'temperature': 4.0}" in result.stdout
+    assert "distill: 0.9 x kd {'temperature': 4.0}" in result.stdout
     assert not (workdir / "runs").exists()
 
 

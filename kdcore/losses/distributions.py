@@ -18,7 +18,11 @@ from kdcore.metrics.conditional import (
     joint_wasserstein,
     label_costs,
 )
-from kdcore.metrics.entropic import entropic_wasserstein, sinkhorn_divergence
+from kdcore.metrics.entropic import (
+    entropic_wasserstein,
+    sinkhorn_divergence,
+    unbalanced_wasserstein,
+)
 from kdcore.metrics.kernels import (
     energy_distance,
     gaussian_mmd,
@@ -29,7 +33,6 @@ from kdcore.metrics.relaxed import (
     gromov_wasserstein,
     random_directions,
     sliced_wasserstein,
-    unbalanced_wasserstein,
 )
 from kdcore.metrics.transport import squared_wasserstein
 

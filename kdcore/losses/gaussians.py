@@ -138,5 +138,5 @@ def _floor(teacher: Float[Tensor, "m d"], eps: float) -> Float[Tensor, ""]:
     """A share of the teacher's mean variance, or the share itself where it does not vary."""
     if eps <= 0:
         raise ValueError(f"eps must be positive: a dead unit has no variance; got {eps}")
-    variance = teacher.var(dim=0, correction=0).mean()
+    variance = (teacher - teacher.mean(dim=0)).square().mean()
     return eps * torch.where(variance > 0, variance, 1.0)

@@ -33,7 +33,7 @@ def samples(
     here, there = _rows(student, positions), _rows(teacher, positions)
     if normalise == "none":
         return here, there
-    variance = there.var(dim=0, correction=0).sum()
+    variance = (there - there.mean(dim=0)).square().sum() / len(there)
     unit = torch.where(variance > 0, variance, 1.0).sqrt()
     return here / unit, there / unit
 

@@ -1,4 +1,4 @@
-"""Transport with an entropy: Sinkhorn in the log domain, finished by Newton's method."""
+"""Transport with an entropy, of all mass or of what is worth its way."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kdcore.checks import check_same_width
+from kdcore.metrics.distances import distances
+from kdcore.metrics.potentials import Dual, potentials
 
 
 class EntropicPlan(NamedTuple):
@@ -23,20 +25,15 @@ def entropic_plan(
     cost: Float[Tensor, "n m"],
     *,
     reg: float | Float[Tensor, ""],
-    num_iterations: int = 100,
-    num_newton: int = 50,
-    tolerance: float = 1e-12,
+    margin: float = math.inf,
 ) -> EntropicPlan:
     r"""The plan of entropic transport between uniform weights a and b, without gradient.
 
-    .. math:: \min_{P \in \Gamma(a, b)} \langle P, C \rangle
-        + \epsilon \, \mathrm{KL}(P \| a b^\top)
+    .. math:: \min_{P \ge 0} \langle P, C \rangle + \epsilon \, \mathrm{KL}(P \| a b^\top)
+        + \tau \, \mathrm{KL}(P 1 \| a) + \tau \, \mathrm{KL}(P^\top 1 \| b)
 
-    Sinkhorn's iterations alone need thousands of steps where samples are well separated, so after
-    ``num_iterations`` of them Newton's method on the concave dual of one potential takes over,
-    first with a larger reg, halved step by step, where reg is small beside the costs,
-    until the largest error of a margin, relative to 1/n, is below the tolerance. In float64
-    throughout, on the cost's device.
+    with :math:`\epsilon` = ``reg``, :math:`\tau` = ``margin``, infinite where no mass may be left.
+    Solved to 1e-12 in the log domain in float64, on the cost's device.
 
     Raises ValueError for a cost that is not finite.
     """
@@ -46,16 +43,9 @@ def entropic_plan(
             raise ValueError(
                 "the cost between student and teacher is not finite: a feature overflowed"
             )
-        f, g = scaled.new_zeros(len(scaled)), scaled.new_zeros(scaled.shape[1])
-        for halvings in range(_num_halvings(scaled), -1, -1):
-            softened = scaled / 2**halvings
-            # potentials in units of reg: twice as many of them in a reg of half the size
-            f, g = _sinkhorn(softened, 2 * f, 2 * g, num_iterations, tolerance)
-            f, g = _newton(softened, f, g, num_newton, tolerance)
-        log_uniform = -math.log(scaled.numel())
-        plan = (f[:, None] + g - scaled + log_uniform).exp()
-        value = reg * (f.mean() + g.mean())
-        return EntropicPlan(plan.to(cost), value.to(cost))
+        dual = Dual(scaled, float(margin / reg))
+        found = potentials(dual)
+        return EntropicPlan(dual.plan(*found).to(cost), (reg * dual.value(*found)).to(cost))
 
 
 def entropic_wasserstein(
@@ -74,9 +64,30 @@ def entropic_wasserstein(
 
     Source: Cuturi 2013, arXiv:1306.0895, with the entropy relative to the product of the margins.
     """
-    plan, value = _plan_between(student, teacher, reg)
-    linear = _linear_cost(plan, student, teacher)
-    return value + linear - linear.detach()
+    return _with_envelope_gradient(student, teacher, reg, math.inf)
+
+
+def unbalanced_wasserstein(
+    student: Float[Tensor, "n d"],
+    teacher: Float[Tensor, "m d"],
+    *,
+    reg: float,
+    margin: float,
+) -> Float[Tensor, ""]:
+    r"""Entropic transport that may leave mass behind, at a price.
+
+    .. math:: \min_{P \ge 0} \langle P, C \rangle + \epsilon \, \mathrm{KL}(P \| a b^\top)
+        + \tau \, \mathrm{KL}(P 1 \| a) + \tau \, \mathrm{KL}(P^\top 1 \| b)
+
+    with :math:`\epsilon` = ``reg``, :math:`\tau` = ``margin``, C squared distances, a and b
+    uniform, and KL that of measures, with the terms of their masses. An outlier farther than about
+    :math:`2 \tau` is left alone, so that its gradient fades: POT's scalings of it underflow. The
+    gradient with the plan held fixed is exact (envelope theorem). ``entropic_wasserstein`` as the
+    price grows.
+
+    Source: Chizat et al. 2018, arXiv:1607.05816.
+    """
+    return _with_envelope_gradient(student, teacher, reg, margin)
 
 
 def sharp_wasserstein(
@@ -92,7 +103,8 @@ def sharp_wasserstein(
     The gradient takes the plan for a constant, which it is not: use ``entropic_wasserstein`` to
     train.
     """
-    return _linear_cost(_plan_between(student, teacher, reg).plan, student, teacher)
+    plan, _ = _plan_between(student, teacher, reg, math.inf)
+    return _linear_cost(plan, student, teacher)
 
 
 def sinkhorn_divergence(
@@ -116,12 +128,20 @@ def sinkhorn_divergence(
     return entropic_wasserstein(student, teacher, reg=reg) - own / 2
 
 
-def _plan_between(student: Tensor, teacher: Tensor, reg: float | Tensor) -> EntropicPlan:
+def _with_envelope_gradient(
+    student: Tensor, teacher: Tensor, reg: float | Tensor, margin: float
+) -> Tensor:
+    plan, value = _plan_between(student, teacher, reg, margin)
+    linear = _linear_cost(plan, student, teacher)
+    return value + linear - linear.detach()
+
+
+def _plan_between(
+    student: Tensor, teacher: Tensor, reg: float | Tensor, margin: float
+) -> EntropicPlan:
     check_same_width(student, teacher)
     with torch.no_grad():
-        exact = "donot_use_mm_for_euclid_dist"
-        cost = torch.cdist(student, teacher, compute_mode=exact).square()
-        return entropic_plan(cost, reg=reg)
+        return entropic_plan(distances(student, teacher).square(), reg=reg, margin=margin)
 
 
 def _linear_cost(plan: Tensor, student: Tensor, teacher: Tensor) -> Tensor:
@@ -129,55 +149,3 @@ def _linear_cost(plan: Tensor, student: Tensor, teacher: Tensor) -> Tensor:
     here, there = student - centre, teacher - centre
     own = plan.sum(dim=1) @ here.square().sum(dim=1) + plan.sum(dim=0) @ there.square().sum(dim=1)
     return own - 2 * (plan.mT @ here * there).sum()
-
-
-def _num_halvings(cost: Tensor) -> int:
-    return max(0, math.ceil(math.log2(max(float(cost.max()), 1.0) / 50)))
-
-
-def _sinkhorn(
-    cost: Tensor, f: Tensor, g: Tensor, num_iterations: int, tolerance: float
-) -> tuple[Tensor, Tensor]:
-    """Potentials in units of reg, against the product of the margins."""
-    n, m = cost.shape
-    for _ in range(num_iterations):
-        before = f
-        f = math.log(m) - (g - cost).logsumexp(dim=1)
-        g = math.log(n) - (f[:, None] - cost).logsumexp(dim=0)
-        if bool((f - before).abs().max() < tolerance):
-            break
-    return f, g
-
-
-def _newton(
-    cost: Tensor, f: Tensor, g: Tensor, num_steps: int, tolerance: float
-) -> tuple[Tensor, Tensor]:
-    """Maximise mean(f) + mean(g(f)), g(f) the best potential of the columns for f."""
-    n, m = cost.shape
-
-    def best_columns(rows: Tensor) -> Tensor:
-        return math.log(n) - (rows[:, None] - cost).logsumexp(dim=0)
-
-    for _ in range(num_steps):
-        plan = (f[:, None] + g - cost).exp() / (n * m)
-        margin = plan.sum(dim=1)
-        error = 1 / n - margin
-        if bool(n * error.abs().max() < tolerance):
-            break
-        # singular along constants, which change nothing: the last term removes them
-        curvature = margin.diag() - m * plan @ plan.mT + 1 / n**2
-        step, info = torch.linalg.solve_ex(curvature, error)
-        if bool(info) or not bool(step.isfinite().all()):
-            break
-        here, rate = f.mean() + g.mean(), 1.0
-        gain = error @ step
-        while rate > 1e-6:
-            rows = f + rate * step
-            columns = best_columns(rows)
-            if bool(rows.mean() + columns.mean() - here >= 1e-4 * rate * gain - 1e-15):
-                break
-            rate /= 4
-        else:
-            break
-        f, g = rows, columns
-    return f, g

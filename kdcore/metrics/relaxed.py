@@ -1,8 +1,6 @@
-"""Transport that gives something up: directions, margins, or the common space."""
+"""Transport that gives something up: directions, or the common space."""
 
 from __future__ import annotations
-
-import math
 
 import torch
 from jaxtyping import Float
@@ -50,36 +48,6 @@ def sliced_wasserstein(
     return value
 
 
-def unbalanced_wasserstein(
-    student: Float[Tensor, "n d"],
-    teacher: Float[Tensor, "m d"],
-    *,
-    reg: float,
-    margin: float,
-    num_iterations: int = 10_000,
-) -> Float[Tensor, ""]:
-    r"""Entropic transport that may leave mass behind, at a price.
-
-    .. math:: \min_{P \ge 0} \langle P, C \rangle + \epsilon \, \mathrm{KL}(P \| a b^\top)
-        + \tau \, \mathrm{KL}(P 1 \| a) + \tau \, \mathrm{KL}(P^\top 1 \| b)
-
-    with :math:`\epsilon` = ``reg``, :math:`\tau` = ``margin``, C squared distances, a and b
-    uniform, and KL that of measures, with the terms of their masses. An outlier farther than about
-    :math:`2 \tau` is left alone, so that its gradient fades. Solved in the log domain in float64,
-    where POT's scalings of an outlier underflow; the gradient with the plan held fixed is exact.
-
-    Source: Chizat et al. 2018, arXiv:1607.05816.
-    """
-    check_same_width(student, teacher)
-    cost = distances(student, teacher).square()
-    n, m = cost.shape
-    plan = _unbalanced_plan(cost.detach().double(), reg, margin, num_iterations).to(cost)
-    entropy = reg * _kl(plan, plan.new_full((), 1 / (n * m)))
-    left = _kl(plan.sum(dim=1), plan.new_full((), 1 / n))
-    right = _kl(plan.sum(dim=0), plan.new_full((), 1 / m))
-    return (plan * cost).sum() + entropy + margin * (left + right)
-
-
 def gromov_wasserstein(
     student: Float[Tensor, "n d"], teacher: Float[Tensor, "m e"]
 ) -> Float[Tensor, ""]:
@@ -103,22 +71,3 @@ def gromov_wasserstein(
     plan = torch.from_numpy(solve(*inner, unif(n), unif(m), "square_loss", tol_rel=1e-12)).to(here)
     crossed = (here @ plan @ there * plan).sum()
     return here.square().mean() + there.square().mean() - 2 * crossed
-
-
-def _unbalanced_plan(cost: Tensor, reg: float, margin: float, num_iterations: int) -> Tensor:
-    n, m = cost.shape
-    scaled, damping = cost / reg, margin / (margin + reg)
-    f, g = cost.new_zeros(n), cost.new_zeros(m)
-    for _ in range(num_iterations):
-        before = f
-        f = damping * (math.log(m) - (g - scaled).logsumexp(dim=1))
-        g = damping * (math.log(n) - (f[:, None] - scaled).logsumexp(dim=0))
-        if bool((f - before).abs().max() < 1e-13 * (1 + f.abs().max())):
-            break
-    return (f[:, None] + g - scaled - math.log(n * m)).exp()
-
-
-def _kl(p: Tensor, q: Tensor) -> Tensor:
-    """Of measures, mass included; 0 log 0 = 0."""
-    divergence: Tensor = torch.special.xlogy(p, p / q).sum() - p.sum() + q * p.numel()
-    return divergence

@@ -651,7 +651,10 @@ def identity_before_lists(run: RunConfig) -> str:
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
-def test_runs_of_one_teacher_are_found_as_before_there_were_several(path: Path) -> None:
+def test_runs_of_one_teacher_are_found_as_before_there_were_several(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # where no weights lie, which count by their content
     loaded = load(path)
     run = loaded.base if isinstance(loaded, SweepConfig) else loaded
     assert run.identity == identity_before_lists(run)

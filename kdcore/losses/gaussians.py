@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from kdcore.losses.distributions import BatchReduction
+from kdcore.losses.conditional import BatchReduction
 from kdcore.losses.samples import (
     Labels,
     Normalise,

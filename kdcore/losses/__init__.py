@@ -8,6 +8,7 @@ from kdcore.losses.attention import attention_distance, attention_transfer, clas
 from kdcore.losses.bank import MemoryContrast
 from kdcore.losses.boundaries import ActivationBoundaries, MarginRelu
 from kdcore.losses.class_transport import class_transport
+from kdcore.losses.conditional import conditional_wasserstein, joint_distribution_wasserstein
 from kdcore.losses.contrast import in_batch_contrast
 from kdcore.losses.copies import ManyToOne
 from kdcore.losses.correlations import (
@@ -18,10 +19,8 @@ from kdcore.losses.correlations import (
 from kdcore.losses.decoupled import decoupled_kd, normalised_kd
 from kdcore.losses.denoising import Denoising
 from kdcore.losses.distributions import (
-    conditional_wasserstein,
     energy,
     gromov,
-    joint_distribution_wasserstein,
     maximum_mean_discrepancy,
     sinkhorn,
     sliced,

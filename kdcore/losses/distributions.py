@@ -8,16 +8,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from kdcore.losses.samples import Normalise, Positions, paired_samples, per_sample, samples
-from kdcore.metrics.conditional import (
-    LabelCost,
-    class_wasserstein,
-    joint_wasserstein,
-    label_costs,
-)
+from kdcore.losses.samples import Normalise, Positions, paired_samples, samples
 from kdcore.metrics.entropic import (
     entropic_wasserstein,
     sinkhorn_divergence,
@@ -35,8 +29,6 @@ from kdcore.metrics.relaxed import (
     sliced_wasserstein,
 )
 from kdcore.metrics.transport import squared_wasserstein
-
-BatchReduction = Literal["sum", "mean_present", "frequency"]
 
 
 def wasserstein(
@@ -61,62 +53,6 @@ def wasserstein(
     return squared_wasserstein(
         *paired_samples(student, teacher, normalise=normalise, positions=positions)
     )
-
-
-def conditional_wasserstein(
-    student: Float[Tensor, "n ..."],
-    teacher: Float[Tensor, "n ..."],
-    label: Int[Tensor, " n"],
-    *,
-    reduction: BatchReduction = "frequency",
-    normalise: Normalise = "variance",
-    positions: Positions = "pool",
-) -> Float[Tensor, ""]:
-    r"""Squared 2-Wasserstein distance between the features of each class.
-
-    .. math:: \frac1v \sum_c w_c \, W_2^2(S_c, T_c)
-
-    with :math:`w_c` 1, 1 / present classes or the class's share of the batch. With few samples per
-    class it is nearly the mean squared distance of the pairs.
-
-    Source: Montesuma 2025 (KD2M), arXiv:2504.01757, the row CW2(E); its code takes the sum, which
-    at one weight is stronger by the number of classes.
-    """
-    rows = paired_samples(student, teacher, normalise=normalise, positions=positions)
-    labels = per_sample(label, student, positions)
-    return class_wasserstein(*rows, labels, labels, reduction=reduction)
-
-
-def joint_distribution_wasserstein(
-    student: Float[Tensor, "n ..."],
-    teacher: Float[Tensor, "n ..."],
-    label: Int[Tensor, " n"],
-    student_logits: Float[Tensor, "n k"],
-    teacher_logits: Float[Tensor, "n l"],
-    *,
-    label_cost: LabelCost = "onehot",
-    beta: float | Literal["max"] = 1.0,
-    normalise: Normalise = "variance",
-    positions: Positions = "pool",
-) -> Float[Tensor, ""]:
-    r"""Squared 2-Wasserstein distance between features and labels together.
-
-    .. math:: \min_{\gamma \in \Gamma(1/n, 1/n)} \sum_{ij} \gamma_{ij} \big(
-        \tfrac1v \| s_i - t_j \|^2 + \beta \, L_{ij} \big)
-
-    ``label_cost`` is one-hot on the true labels, or compares what both networks say and then trains
-    the classifier too; ``beta="max"`` is the largest squared distance of features. As beta grows
-    the one-hot form becomes ``cw2`` with reduction "frequency".
-
-    Source: Montesuma 2025 (KD2M), arXiv:2504.01757, the row JW2(E), whose code compares the student
-    with itself; after Courty and others 2017 (JDOT), arXiv:1705.08848.
-    """
-    rows = paired_samples(student, teacher, normalise=normalise, positions=positions)
-    labels = per_sample(label, student, positions)
-    here = per_sample(student_logits, student, positions)
-    there = per_sample(teacher_logits, student, positions)
-    cost = label_costs(here, there, labels, labels, kind=label_cost)
-    return joint_wasserstein(*rows, cost, beta=beta)
 
 
 def sinkhorn(
@@ -250,8 +186,11 @@ def gromov(
     .. math:: \frac1v \min_{\gamma \in \Gamma(1/n, 1/m)} \sum_{ijkl} \gamma_{ij} \gamma_{kl}
         \big( \|s_i - s_k\| - \|t_j - t_l\| \big)^2
 
-    Needs no projector, and is blind to rotations; POT's solver finds a local minimum.
+    Needs no projector, and is blind to rotations; POT's solver finds a local minimum. Between as
+    many rows it starts where each student's row is with its own teacher's and seldom goes far;
+    started elsewhere, it would jump between worse minima from step to step.
 
     Source: Peyre, Cuturi & Solomon 2016, Gromov-Wasserstein averaging.
     """
-    return gromov_wasserstein(*samples(student, teacher, normalise=normalise, positions=positions))
+    here, there = samples(student, teacher, normalise=normalise, positions=positions)
+    return gromov_wasserstein(here, there, paired=len(here) == len(there))

@@ -8,8 +8,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from kdcore.losses.distributions import BatchReduction
-from kdcore.losses.samples import Normalise, Positions, paired_samples, per_sample
+from kdcore.losses.conditional import BatchReduction
+from kdcore.losses.samples import (
+    Labels,
+    Normalise,
+    Positions,
+    class_per_sample,
+    paired_samples,
+)
 from kdcore.metrics import gaussians
 from kdcore.metrics.gaussians import Direction
 from kdcore.metrics.moments import Covariance
@@ -70,7 +76,9 @@ def conditional_gaussian_wasserstein(
     student: Float[Tensor, "n ..."],
     teacher: Float[Tensor, "n ..."],
     label: Int[Tensor, " n"],
+    teacher_logits: Float[Tensor, "n k"],
     *,
+    labels: Labels = "true",
     covariance: Covariance = "diagonal",
     shrinkage: float = 0.0,
     reduction: BatchReduction = "frequency",
@@ -83,14 +91,14 @@ def conditional_gaussian_wasserstein(
         N(\mu_{T|c}, \tilde\Sigma_{T|c}) \big)
 
     with covariances shrunk towards the one pooled over classes by the share ``shrinkage``. A class
-    of one sample has the distance of its pair.
+    of one sample has the distance of its pair. ``labels`` and ``reduction`` as in ``cw2``.
 
     Source: Montesuma 2025 (KD2M), arXiv:2504.01757, the row CW2(G): diagonal, summed, unshrunk.
     """
     rows = paired_samples(student, teacher, normalise=normalise, positions=positions)
-    labels = per_sample(label, student, positions)
+    classes = class_per_sample(label, teacher_logits, student, labels=labels, positions=positions)
     return gaussians.class_gaussian_wasserstein(
-        *rows, labels, labels, covariance=covariance, shrinkage=shrinkage, reduction=reduction
+        *rows, classes, classes, covariance=covariance, shrinkage=shrinkage, reduction=reduction
     )
 
 
@@ -98,7 +106,9 @@ def conditional_gaussian_kl(
     student: Float[Tensor, "n ..."],
     teacher: Float[Tensor, "n ..."],
     label: Int[Tensor, " n"],
+    teacher_logits: Float[Tensor, "n k"],
     *,
+    labels: Labels = "true",
     covariance: Covariance = "diagonal",
     direction: Direction = "forward",
     eps: float = 0.1,
@@ -113,18 +123,18 @@ def conditional_gaussian_kl(
         \,\|\, N(\mu_{T|c}, \tilde\Sigma_{T|c} + \delta I) \big)
 
     A class of one sample has no variance of its own, so that shrinkage towards the pooled one is
-    what keeps its term from counting more than all others; ``eps`` and
-    ``normalise`` as in ``gaussian_kl``.
+    what keeps its term from counting more than all others; ``labels`` and ``reduction`` as in
+    ``cw2``, ``eps`` and ``normalise`` as in ``gaussian_kl``.
 
     Source: Montesuma 2025 (KD2M), arXiv:2504.01757, with code that is diagonal and unreachable.
     """
     here, there = paired_samples(student, teacher, normalise="none", positions=positions)
-    labels = per_sample(label, student, positions)
+    classes = class_per_sample(label, teacher_logits, student, labels=labels, positions=positions)
     divergence = gaussians.class_gaussian_kl(
         here,
         there,
-        labels,
-        labels,
+        classes,
+        classes,
         covariance=covariance,
         direction=direction,
         eps=_floor(there, eps),

@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from kdcore.checks import check_same_width
 
 Normalise = Literal["none", "variance"]
 Positions = Literal["pool", "samples"]
+Labels = Literal["true", "teacher"]
 
 
 def samples(
@@ -59,6 +60,22 @@ def per_sample(
         return values
     count = feature[0].numel() // feature.shape[1 if feature.ndim == 4 else 2]
     return values.repeat_interleave(count, dim=0)
+
+
+def class_per_sample(
+    label: Int[Tensor, " b"],
+    teacher_logits: Float[Tensor, "b k"],
+    feature: Float[Tensor, "b ..."],
+    *,
+    labels: Labels,
+    positions: Positions,
+) -> Int[Tensor, " i"]:
+    """The class of each sample: its picture's label, or what the teacher takes the picture for.
+
+    The teacher's serves where labels are missing, noisy or invented with the picture.
+    """
+    classes = label if labels == "true" else teacher_logits.argmax(dim=1)
+    return per_sample(classes, feature, positions)
 
 
 def _rows(feature: Tensor, positions: Positions) -> Tensor:

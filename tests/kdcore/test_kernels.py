@@ -52,8 +52,9 @@ DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "sliced": lambda s, t: sliced_wasserstein(s, t, DIRECTIONS.to(s)),
     "unbalanced": lambda s, t: unbalanced_wasserstein(s, t, reg=0.5, margin=1.0),
     "gromov": gromov_wasserstein,
+    "gromov-paired": lambda s, t: gromov_wasserstein(s, t, paired=len(s) == len(t)),
 }
-ZERO_AT_EQUALITY = DISTANCES.keys() - {"unbiased", "entropic", "unbalanced"}
+ZERO_AT_EQUALITY = DISTANCES.keys() - {"unbiased", "entropic", "unbalanced", "gromov-paired"}
 
 
 @pytest.mark.usefixtures("without_shape_checks")
@@ -102,6 +103,15 @@ def test_gromov_is_blind_to_rotations_and_compares_any_widths() -> None:
     rotation = torch.linalg.qr(rows(3, 3, seed=2)).Q
     wider = torch.cat([student @ rotation + 5, torch.zeros(7, 2)], dim=1)
     torch.testing.assert_close(gromov_wasserstein(student, wider), scalar(0.0), rtol=0, atol=1e-9)
+
+
+def test_gromov_of_pairs_finds_a_noisy_rotation_and_is_at_most_what_keeping_them_costs() -> None:
+    student = rows(64, 20)
+    rotated = student @ torch.linalg.qr(rows(20, 20, seed=2)).Q + 0.1 * rows(64, 20, seed=3)
+    kept = (distances(student, student) - distances(rotated, rotated)).square().mean()
+    value = gromov_wasserstein(student, rotated, paired=True)
+    assert value <= kept + 1e-12
+    assert value < 0.1 * gromov_wasserstein(student, rotated)
 
 
 def test_the_median_bandwidth_ignores_the_diagonals() -> None:

@@ -63,6 +63,18 @@ def test_the_gradient_pulls_every_row_to_its_partner() -> None:
     torch.testing.assert_close(teacher.grad[partner], -expected)
 
 
+@pytest.mark.usefixtures("without_shape_checks")
+@pytest.mark.parametrize("m", [6, 5])
+def test_the_gradients_of_both_samples_are_those_of_finite_differences(m: int) -> None:
+    student, teacher = rows(6, 3).requires_grad_(), rows(m, 3, seed=1).requires_grad_()
+    labels = torch.tensor([0, 1, 1, 2, 0, 3]), torch.tensor([1, 2, 0, 0, 1, 4])[:m]
+    assert torch.autograd.gradcheck(squared_wasserstein, (student, teacher))
+    assert torch.autograd.gradcheck(wasserstein_1, (student, teacher))
+    assert torch.autograd.gradcheck(
+        lambda s, t: class_wasserstein(s, t, *labels, reduction="sum"), (student, teacher)
+    )
+
+
 def test_the_same_rows_in_another_order_are_at_distance_zero() -> None:
     student, order = rows(10, 4), torch.randperm(10)
     torch.testing.assert_close(

@@ -11,8 +11,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from kdcore.dgm.coupling import student_name
+from kdcore.dgm.distances import distances
 from kdcore.dgm.families import Delta
-from kdcore.dgm.objective import Objective, distances, group_of
+from kdcore.dgm.objective import Objective, group_of
 from kdcore.dgm.trace import Site, Trace
 
 
@@ -47,9 +48,14 @@ def compare(
         target = _target_distances(teacher, student, objective)
         latent = _latent_distances(_paired(teacher, student, match), objective, adapters)
     objective.check_groups(list(latent))
-    weighted = [objective.weight_of(group) * value for group, value in latent.items()]
-    loss = torch.stack([*target.values(), *weighted]).sum(dim=0).mean()
-    return Distilled(loss, _means(target), _means(latent), teacher, student)
+    means = torch.stack([*target.values(), *latent.values()]).mean(dim=1)
+    weights = [1.0] * len(target) + [objective.weight_of(group) for group in latent]
+    # not a product of vectors, which autocast would take in half precision
+    loss = (means * means.new_tensor(weights)).sum()
+    parts = means.detach()
+    of_target = dict(zip(target, parts, strict=False))
+    of_latent = dict(zip(latent, parts[len(target) :], strict=True))
+    return Distilled(loss, of_target, of_latent, teacher, student)
 
 
 def _device_type(run: Trace) -> str:
@@ -87,6 +93,8 @@ def _latent_distances(
         else:
             _warn_of_shapes(name, there, here)
     plain = distances(how.latent, alike, over_dims=how.over_dims, over_steps=how.over_steps)
+    if not adapted:
+        return plain
     means = distances("squared_w2", adapted, over_dims=how.over_dims, over_steps=how.over_steps)
     return plain | means
 
@@ -103,7 +111,3 @@ def _warn_of_shapes(name: str, there: Site, here: Site) -> None:
         f"student's {tuple(here.value.shape)}; an adapter would compare their means",
         stacklevel=2,
     )
-
-
-def _means(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {group: value.detach().mean() for group, value in values.items()}

@@ -102,6 +102,12 @@ def _no_closed_form(name: str, p: Distribution, q: Distribution) -> str:
     )
 
 
+def _kl_normal(p: Normal, q: Normal) -> Tensor:
+    ratio = p.scale / q.scale
+    shift = (p.loc - q.loc) / q.scale
+    return torch.addcmul(ratio * ratio - 1, shift, shift) / 2 - ratio.log()
+
+
 def _kl_bernoulli(p: Bernoulli, q: Bernoulli) -> Tensor:
     here, there = q.logits, p.logits
     one = F.logsigmoid(there) - F.logsigmoid(here)
@@ -142,6 +148,7 @@ def _squared_w2_multivariate_normal(p: MultivariateNormal, q: MultivariateNormal
 
 
 _DIVERGENCES: dict[tuple[DivergenceName, type[Distribution], type[Distribution]], Divergence] = {
+    ("kl", Normal, Normal): _kl_normal,
     ("kl", Bernoulli, Bernoulli): _kl_bernoulli,
     ("kl", Categorical, Categorical): _kl_categorical,
     ("kl", OneHotCategorical, OneHotCategorical): _kl_categorical,

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from kdcore.dgm.objective import distances
+from kdcore.dgm.distances import distances, sum_of
 from kdcore.dgm.trace import Trace
 from kdcore.schedules import Schedule
 
@@ -70,7 +70,7 @@ def negative_elbo(inferred: Inferred, *, kl_weight: float = 1.0) -> Elbo:
     }
     kl = distances("kl", pairs, over_dims="sum", over_steps="sum")
     reconstruction = -inferred.joint.log_prob(["target"])
-    loss = (reconstruction + kl_weight * torch.stack([*kl.values()]).sum(dim=0)).mean()
+    loss = (reconstruction + kl_weight * sum_of([*kl.values()])).mean()
     parts = {group: value.detach().mean() for group, value in kl.items()}
     return Elbo(loss, reconstruction.detach().mean(), parts)
 

@@ -94,6 +94,11 @@ def family_of(distribution: Distribution) -> Family:
     )
 
 
+def known_family(name: str) -> type[Distribution] | None:
+    """The registered type of distributions of a name; None where there is none."""
+    return next((kind for kind in _FAMILIES if kind.__name__ == name), None)
+
+
 def innermost(distribution: Distribution) -> Distribution:
     """The distribution inside of ``Independent``, which only names dimensions."""
     while isinstance(distribution, Independent):

@@ -283,6 +283,33 @@ def test_marginalized_bits_are_compared_exactly() -> None:
     torch.testing.assert_close(there.exp(), p)
 
 
+class Mixture(nn.Module):
+    """A class given an input and a bit that depends on it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.of_bit, self.of_label = nn.Linear(2, 1).double(), nn.Linear(3, 4).double()
+
+    def forward(self, run: Trace) -> None:
+        x = run.input("x")
+        bit = run.latent("bit", Bernoulli(logits=self.of_bit(x)))
+        run.target("y", Categorical(logits=self.of_label(torch.cat([x, bit], 1))))
+
+    def marginal(self, x: Tensor) -> Tensor:
+        lit = self.of_bit(x).sigmoid()
+        ends = (torch.full_like(lit, bit) for bit in (0.0, 1.0))
+        off, on = (self.of_label(torch.cat([x, bit], 1)).softmax(1) for bit in ends)
+        return (1 - lit) * off + lit * on
+
+
+def test_marginals_given_inputs_are_compared_row_by_row() -> None:
+    teacher, student, x = Mixture(), Mixture(), 3 * torch.randn(5, 2).double()
+    loss = DGMDistiller(teacher, student, Objective(), mode="marginalized")(5, inputs={"x": x}).loss
+    rows = zip(teacher.marginal(x), student.marginal(x), strict=True)
+    expected = torch.stack([kl(p, q) for p, q in rows]).mean()
+    torch.testing.assert_close(loss, expected, rtol=1e-12, atol=1e-14)
+
+
 def test_a_model_that_is_neither_finite_nor_linear_has_no_exact_marginal() -> None:
     bent = DGM(
         [

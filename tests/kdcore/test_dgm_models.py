@@ -202,6 +202,21 @@ def test_the_helmholtz_machine_is_a_density() -> None:
     )
 
 
+@torch.no_grad()
+def test_the_marginal_divergence_of_real_targets_is_its_integral() -> None:
+    teacher, student = (helmholtz_generator(4).double() for _ in range(2))
+    for parameter in teacher.parameters():
+        parameter *= 2
+    grid = torch.linspace(-7, 7, 40, dtype=torch.float64)
+    y = torch.cartesian_prod(grid, grid)
+    observed = {"y1": y[:, :1], "y2": y[:, 1:]}
+    there, here = (log_marginal(m, observed, len(y), inputs={}) for m in (teacher, student))
+    expected = (there.softmax(0) * (there - here)).sum()
+    distiller = DGMDistiller(teacher, student, Objective(), mode="marginalized")
+    value = distiller(2000, generator=torch.Generator().manual_seed(0)).loss
+    torch.testing.assert_close(value, expected, rtol=0.1, atol=0)
+
+
 def test_the_recognition_of_a_helmholtz_machine_has_its_latents() -> None:
     run = Trace(3, inputs={"y1": torch.randn(3, 1), "y2": torch.randn(3, 1)})
     helmholtz_recognition(8)(run)

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from kdcore.losses import LOSSES, Term
-from kdcore.losses.term import present
 from kdcore.schedules import Schedule
 from kdcore.step import DistillStep
 from kdcore.taps import EMBEDDING, Tapped
 from kdcore.teachers import freeze, heard, taught_together, teacher_outputs
+from kdcore.terms import present
 from kdcore.types import Batch, Outputs, Probe
 from pipelines.config import RunConfig, TeacherConfig
 from pipelines.data import Reader

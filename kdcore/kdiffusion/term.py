@@ -25,7 +25,7 @@ from kdcore.kdiffusion.guidance import guided_layer, target_guidance
 from kdcore.kdiffusion.likelihood import Reading, Walk, gaussian_nll
 from kdcore.kdiffusion.schedule import NoiseSchedule, reverse_steps
 from kdcore.kdiffusion.variance import PredictedVariance, Variance
-from kdcore.losses.term import Term, feature_of, present
+from kdcore.terms import Term, feature_of, present
 from kdcore.types import Batch, Outputs, Probe
 
 Variant = Literal["x0", "rollout", "trajectory", "average"]

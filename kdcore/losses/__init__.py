@@ -50,8 +50,8 @@ from kdcore.losses.temperatures import (
     transformed_teacher,
     weighted_transformed_teacher,
 )
-from kdcore.losses.term import Features, Logits, Loss, Stateful, Term
 from kdcore.taps import EMBEDDING
+from kdcore.terms import Features, Logits, Loss, Stateful, Term
 
 __all__ = ["LOSSES", "Features", "Logits", "Loss", "Stateful", "Term"]
 

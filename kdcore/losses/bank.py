@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from kdcore.losses.contrast import noise_contrast
 from kdcore.losses.samples import samples
-from kdcore.losses.term import Term, feature_of, present
 from kdcore.rows import gather_rows, unit_rows
+from kdcore.terms import Term, feature_of, present
 from kdcore.types import Batch, Outputs, Probe
 
 

@@ -15,8 +15,8 @@ from kdcore.batch_norm import BatchNorm
 from kdcore.checks import check_same_shape
 from kdcore.losses.features import mean_squared_error
 from kdcore.losses.maps import Connectors
-from kdcore.losses.term import Term
 from kdcore.projectors import regressor
+from kdcore.terms import Term
 from kdcore.types import Batch, Outputs, Probe
 
 

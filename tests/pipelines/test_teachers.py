@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from typer.testing import CliRunner
 
 from kdcore.losses import LOSSES, Stateful, Term
-from kdcore.losses.term import feature_of, present
+from kdcore.terms import feature_of, present
 from kdcore.types import Batch, Outputs, Probe
 from pipelines import cache, cli, jobs
 from pipelines.build import build_step, build_teacher, checked

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from kdcore.kdiffusion.term import ReverseDiffusion
 from kdcore.losses.attention import attention_distance, attention_transfer, class_activation
 from kdcore.losses.bank import MemoryContrast
 from kdcore.losses.boundaries import ActivationBoundaries, MarginRelu
@@ -97,6 +98,7 @@ LOSSES: Mapping[str, Loss] = {
     "mgd": Stateful(MaskedGeneration, weight=7e-5),
     "norm": Stateful(ManyToOne),
     "diffkd": Stateful(Denoising),
+    "kdiffusion": Stateful(ReverseDiffusion),
     "w2": Features(wasserstein, batch_level=True),
     "cw2": Features(conditional_wasserstein, batch_level=True),
     "jw2": Features(joint_distribution_wasserstein, batch_level=True),

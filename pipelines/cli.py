@@ -194,7 +194,7 @@ def evaluate(
     result = jobs.finished(run)
     if result is None:
         raise ValueError(f"{config} has not been trained: no {run.folder}; run `kd train` first")
-    for name, value in jobs.tested(run, jobs.student_network(run, result)).items():
+    for name, value in jobs.tested(run, jobs.trained_student(run, result)).items():
         console.print(f"{name} {value:.4f}", highlight=False)
 
 

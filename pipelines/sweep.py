@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import jobs
-from pipelines.build import checked
+from pipelines.build import build_teacher, checked
 from pipelines.cluster import cluster
 from pipelines.config import RunConfig, digest, plain
 from pipelines.loop import Metrics
 from pipelines.report import Row, Trial, best_trial, ranked
+from pipelines.sources import read_pictures
 from pipelines.space import Range, SweepConfig, changed, grid_points, neighbours
 from pipelines.tracking import TrackedRun, Tracker
 from pipelines.train import RESULT, Finished, Inputs, Teacher, finished
@@ -122,12 +123,12 @@ def _judged(config: SweepConfig, trials: list[Trial], inputs: Mapping[str, Input
         failed,
         stopped,
         teachers={
-            label: _teacher_metrics(best.run, teacher)
+            label: _teacher_metrics(best.run, label, teacher)
             for label, teacher in inputs[inputs_key(best.run)].teachers.items()
         },
         best=best,
         student=student,
-        test=jobs.tested(best.run, jobs.student_network(best.run, student)),
+        test=jobs.tested(best.run, jobs.trained_student(best.run, student)),
         folder=sweep_folder(config),
     )
     outcome.folder.mkdir(parents=True, exist_ok=True)
@@ -152,8 +153,10 @@ def _histories(row: Row) -> list[list[Metrics]]:
     return [done.history for done in runs if done is not None]
 
 
-def _teacher_metrics(run: RunConfig, teacher: Teacher) -> Metrics:
-    metrics = jobs.tested(run, teacher.network)
+def _teacher_metrics(run: RunConfig, label: str, teacher: Teacher) -> Metrics:
+    pictures = read_pictures(run.data, "train")  # which has every class
+    tapped = build_teacher(run.teachers[label], pictures, (), weights=teacher.weights)
+    metrics = jobs.tested(run, tapped.net)
     if teacher.accuracy is not None:
         metrics["val/top1"] = teacher.accuracy
     return metrics

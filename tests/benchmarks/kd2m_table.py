@@ -46,7 +46,7 @@ def on_test(row: Row) -> list[float]:
     for trial in row.trials:
         done = jobs.finished(trial.run)
         assert done is not None
-        network = jobs.student_network(trial.run, done)
+        network = jobs.trained_student(trial.run, done)
         values[trial.run.seed] = jobs.tested(trial.run, network)["test/top1"]
     return [values[seed] for seed in sorted(values)]
 

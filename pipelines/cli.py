@@ -106,7 +106,7 @@ def check(config: Config, changes: Changes = [], debug: Debug = False) -> None:
         compared = f"{term.loss} {term.params} {term.layers or ''} {whose}"
         console.print(f"  {label}: {term.weight} x {compared}".rstrip())
     if isinstance(loaded, SweepConfig):
-        for path, values in loaded.space.items():
+        for path, values in loaded.whole_space.items():
             console.print(f"  over {path}: {values.kind} {getattr(values, values.kind)}")
 
 

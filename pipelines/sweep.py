@@ -15,7 +15,7 @@ from pipelines.config import RunConfig, digest, plain
 from pipelines.loop import Metrics
 from pipelines.report import Row, Trial, best_trial, ranked
 from pipelines.sources import read_pictures
-from pipelines.space import Range, SweepConfig, changed, grid_points, neighbours
+from pipelines.space import VARIANT, Range, SweepConfig, grid_points, neighbours
 from pipelines.tracking import TrackedRun, Tracker
 from pipelines.train import RESULT, Finished, Inputs, Teacher, finished
 from pipelines.trial import inputs_key
@@ -70,14 +70,16 @@ def best_run(config: SweepConfig) -> RunConfig:
     file = sweep_folder(config) / OUTCOME
     if not file.exists():
         raise ValueError(f"this sweep has not been run: no {file}; run `kd sweep` first")
-    return changed(config.base, json.loads(file.read_text())["best"]["changes"])
+    return config.run(json.loads(file.read_text())["best"]["changes"])
 
 
 def shared_inputs(config: SweepConfig, *, watch: jobs.Watch, tracker: Tracker) -> dict[str, Inputs]:
     """What the trials train on, once for every data set and teacher among them."""
     near, inputs = neighbours(config), {}
     for point in grid_points(_shared_space(config)):
-        run = changed(config.base, point)
+        run = config.run(point)
+        if inputs_key(run) in inputs:
+            continue
         layers = _layers_read(near, run)
         inputs[inputs_key(run)] = jobs.prepared(run, watch=watch, tracker=tracker, layers=layers)
     return inputs
@@ -97,8 +99,8 @@ def _shared_space(config: SweepConfig) -> dict[str, Range]:
     """The part of the space that changes what is trained on."""
     shared = {
         path: values
-        for path, values in config.space.items()
-        if path.split(".")[0] in ("data", "teacher")
+        for path, values in config.whole_space.items()
+        if path.split(".")[0] in (VARIANT, "data", "teacher")
     }
     for path, values in shared.items():
         if values.kind not in ("grid", "choice"):

@@ -111,8 +111,8 @@ def main(name: str) -> None:
 
 `python {Path(__file__).relative_to(Path.cwd())} {name}` at commit {made_at[:7]}:
 {minutes:.0f} minutes on {os.cpu_count()} cores, {trained:.0f} minutes of training in all.
-{base.data.limit} pictures, of which {base.data.validation:.0%} for validation, {base.epochs} epochs, {seeds} seeds;
-{base.student.name} from {base.teacher and base.teacher.name} (test
+{base.data.limit} pictures, of which {base.data.validation:.0%} for validation,
+{base.epochs} epochs, {seeds} seeds; {base.student.name} from {" ".join(base.teachers)} (test
 {100 * teacher["test/top1"]:.2f}). Accuracy in percent, mean and standard deviation over
 seeds, of the epoch that was best on validation. The control has the same schedule and, seed by
 seed, the same initial weights and order of pictures; p is of the paired t-test on the test split.

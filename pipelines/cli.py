@@ -200,6 +200,27 @@ def evaluate(
 
 @app.command()
 @_explained
+def fuse(
+    checkpoint: Annotated[
+        Path, typer.Argument(help="The folder of a finished run, or a file in it.")
+    ],
+    debug: Debug = False,
+) -> None:
+    """Fuse the branches of a trained student into its plain network, and write that."""
+    from pipelines.fused import fuse_checkpoint
+
+    fused = fuse_checkpoint(checkpoint)
+    before, after = fused.parameters
+    console.print(f"{before:,} parameters in training, {after:,} fused")
+    console.print(
+        f"the same predictions for {fused.pictures} validation pictures; logits differ by "
+        f"{fused.difference:.1e} of the greatest"
+    )
+    console.print(f"student: {fused.folder}", soft_wrap=True)
+
+
+@app.command()
+@_explained
 def losses(debug: Debug = False) -> None:
     """List every loss that a configuration may name, as Markdown."""
     from pipelines.catalogue import losses_table

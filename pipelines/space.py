@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from typing import Any, Literal
@@ -96,6 +97,8 @@ class SweepConfig(Strict):
             if drawn:
                 raise ValueError(f"space.{drawn[0]}: algorithm grid takes `grid: [...]` only")
         for name, changes in self.variants.items():
+            if not re.fullmatch(r"[\w :/-]+", name):  # MLflow takes no other parameter names
+                raise ValueError(f"variants: a name has letters, digits and ' _-:/', not {name!r}")
             fixed = [path for path in changes if path.split(".")[0] in _FIXED]
             if fixed:
                 raise ValueError(f"variants.{name}.{fixed[0]}: is the same for all trials")

@@ -12,9 +12,10 @@ from pipelines import jobs
 from pipelines.build import build_teacher, checked
 from pipelines.cluster import cluster
 from pipelines.config import RunConfig, digest, plain
+from pipelines.exports import exported
 from pipelines.loop import Metrics
 from pipelines.report import Row, Trial, best_trial, ranked
-from pipelines.sources import read_pictures
+from pipelines.sources import Pictures, read_pictures
 from pipelines.space import VARIANT, Range, SweepConfig, grid_points, neighbours
 from pipelines.tracking import TrackedRun, Tracker
 from pipelines.train import RESULT, Finished, Inputs, Teacher, finished
@@ -52,9 +53,9 @@ def sweep(config: SweepConfig, *, watch: jobs.Watch, tracker: Tracker, verbose: 
             trials = run_trials(config, inputs, watch=watch, tracker=tracker, parent=parent)
             outcome = _judged(config, trials, inputs)
             held = inputs[inputs_key(outcome.best.run)]
-            jobs.log_student(parent, outcome.best.run, outcome.student, held.pictures)
             parent.log(outcome.test, epoch=0)
             parent.log_artifact(outcome.folder / OUTCOME)
+            _log_student(parent, outcome, held.pictures)
             _log_figures(parent, outcome, held)
     return outcome
 
@@ -136,6 +137,20 @@ def _judged(config: SweepConfig, trials: list[Trial], inputs: Mapping[str, Input
     outcome.folder.mkdir(parents=True, exist_ok=True)
     (outcome.folder / OUTCOME).write_text(json.dumps(_summary(outcome), indent=1) + "\n")
     return outcome
+
+
+def _log_student(parent: TrackedRun, outcome: Outcome, pictures: Pictures) -> None:
+    """The best student, fused, as an MLflow model and in the forms that other programs run."""
+    student = jobs.served_student(outcome.best.run, outcome.student, pictures)
+    example = pictures.image[:2]
+    parent.log_student(student, example)
+    try:
+        paths = exported(student, example, outcome.folder)
+    except ValueError as error:  # no reason to lose the sweep's other results
+        parent.tag({"kd.export": str(error)[:500]})
+        return
+    for path in paths:
+        parent.log_artifact(path)
 
 
 def _log_figures(parent: TrackedRun, outcome: Outcome, inputs: Inputs) -> None:

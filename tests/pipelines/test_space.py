@@ -376,6 +376,7 @@ def test_every_variant_is_among_the_neighbours(algorithm: str) -> None:
     [
         ({"a": {"epochs": 0}}, {}, "variants.a is no run: toy: epochs: input should be greater"),
         ({"a": {"losses.x.loss": "kdd"}}, {}, "variants.a is no run: toy: losses.x"),
+        ({"a, b": {}}, {}, "variants: a name has letters, digits and ' _-:/', not 'a, b'"),
         ({"a": {"workers": 1}}, {}, "variants.a.workers: is the same for all trials"),
         (
             {"a": {}, "b": {"losses.it.loss": "dist"}},

@@ -14,7 +14,8 @@ from pipelines.cluster import cluster
 from pipelines.config import RunConfig, digest, plain
 from pipelines.exports import exported
 from pipelines.loop import Metrics
-from pipelines.report import Row, Trial, best_trial, ranked
+from pipelines.report import Row, Trial, best_trial, ranked, swept_numbers
+from pipelines.responses import Response, response_curves, response_maps
 from pipelines.sources import Pictures, read_pictures
 from pipelines.space import VARIANT, Range, SweepConfig, grid_points, neighbours
 from pipelines.tracking import TrackedRun, Tracker
@@ -56,7 +57,7 @@ def sweep(config: SweepConfig, *, watch: jobs.Watch, tracker: Tracker, verbose: 
             parent.log(outcome.test, epoch=0)
             parent.log_artifact(outcome.folder / OUTCOME)
             _log_student(parent, outcome, held.pictures)
-            _log_figures(parent, outcome, held)
+            _log_figures(parent, outcome, held, metric=config.search.metric)
     return outcome
 
 
@@ -153,7 +154,8 @@ def _log_student(parent: TrackedRun, outcome: Outcome, pictures: Pictures) -> No
         parent.log_artifact(path)
 
 
-def _log_figures(parent: TrackedRun, outcome: Outcome, inputs: Inputs) -> None:
+def _log_figures(parent: TrackedRun, outcome: Outcome, inputs: Inputs, *, metric: str) -> None:
+    control = next((row for row in outcome.rows if row.is_control), None)
     jobs.log_figures(
         parent,
         outcome.best.run,
@@ -161,8 +163,20 @@ def _log_figures(parent: TrackedRun, outcome: Outcome, inputs: Inputs) -> None:
         inputs,
         {row.label: _histories(row) for row in outcome.rows},
         folder=outcome.folder,
-        control=next((row.label for row in outcome.rows if row.is_control), ""),
+        control=control.label if control else "",
     )
+    responses = [
+        Response(swept_numbers(row), row.values) for row in outcome.rows if not row.is_control
+    ]
+    values = control.values if control else ()
+    drawn = {
+        "responses": response_curves(responses, metric=metric, control=values),
+        "pairs": response_maps(responses, metric=metric),
+    }
+    for name, figure in drawn.items():
+        if figure is not None:
+            figure.savefig(outcome.folder / f"{name}.png")
+            parent.log_artifact(outcome.folder / f"{name}.png")
 
 
 def _histories(row: Row) -> list[list[Metrics]]:

@@ -15,7 +15,7 @@ OWNERS = {
     "PIL": {"sources"},
     "filelock": {"train"},
     "jaxtyping": {"diagnostics"},
-    "matplotlib": {"figures"},
+    "matplotlib": {"figures", "responses"},
     "mlflow": {"tracking"},
     "onnxruntime": {"exports"},
     "optuna": {"trials"},

@@ -16,7 +16,7 @@ from kdcore.step import DistillStep
 from kdcore.taps import EMBEDDING, Tapped
 from kdcore.teachers import freeze, heard, taught_together, teacher_outputs
 from kdcore.terms import present
-from kdcore.types import Batch, Outputs, Probe
+from kdcore.types import Batch, Mix, Outputs, Probe
 from pipelines.config import RunConfig, TeacherConfig
 from pipelines.data import Reader
 from pipelines.models import build_network
@@ -125,7 +125,9 @@ def _probe(run: RunConfig, pictures: Pictures) -> Probe:
     blank = torch.zeros(2, *pictures.image.shape[1:], dtype=torch.uint8)
     image = normalised(blank, mean=run.data.mean, std=run.data.std)
     said = {label: _said(run, label, pictures, image) for label in run.heard}
-    batch = Batch(image, torch.zeros(2, dtype=torch.int64), torch.arange(2), teachers=said)
+    label = torch.zeros(2, dtype=torch.int64)
+    mix = Mix(label, torch.full((2,), 0.5)) if run.data.augment.mixes else None
+    batch = Batch(image, label, torch.arange(2), teachers=said, mix=mix)
     batch = next(taught_together([batch], {}, precision={}, space=run.ensemble))
     student = build_student(run, pictures).eval()
     with torch.no_grad(), _named("student"):

@@ -2,68 +2,84 @@
 
 Random numbers come from a counter, not from a state: Philox4x32-10 of (sample, view, stream), one
 stream per operation. So a view is the same in any batch, process, machine and year, and a new
-operation never shifts the numbers of another. Pixels are moved, never computed, as integers.
+operation never shifts the numbers of another. Pixels and what decides them are integers throughout:
+processors and versions of torch round floating-point numbers differently, integers never.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from kdcore.philox import WORD, philox
-from pipelines.config import AugmentConfig
+from pipelines.augment import VERSION, AugmentConfig
+from pipelines.views.colour import jitter
+from pipelines.views.draws import STREAMS, Draws, draws_of, permutation, random_words
+from pipelines.views.erasing import erase
+from pipelines.views.geometry import crop, flip, resized_crop
+from pipelines.views.mixing import Mixture, mixed, mixture
+from pipelines.views.randaugment import randaugment
 
-VERSION = 1  # of the mapping from numbers to pixels; part of every cache's fingerprint
-STREAMS = {"crop": 0, "flip": 1, "order": 2, "split": 3}  # one number per use, never used again
+__all__ = [
+    "STREAMS",
+    "VERSION",
+    "Mixture",
+    "check_replay",
+    "checksums",
+    "mixed",
+    "mixture",
+    "normalised",
+    "permutation",
+    "random_words",
+    "view",
+]
 
-
-def random_words(sample: Tensor, *, view: int, stream: str, seed: int) -> Tensor:
-    """Four words in [0, 2^32) for each sample number: (B,) to (B, 4), int64."""
-    counter = torch.stack(
-        [
-            sample & WORD,
-            (sample >> 32) & WORD,
-            torch.full_like(sample, view),
-            torch.full_like(sample, STREAMS[stream]),
-        ],
-        dim=-1,
-    )
-    return philox(counter, (seed & WORD, (seed >> 32) & WORD))
-
-
-def permutation(count: int, *, seed: int, epoch: int, stream: str) -> Tensor:
-    """The numbers 0 to count - 1 in an order drawn from (seed, epoch)."""
-    words = random_words(torch.arange(count), view=epoch, stream=stream, seed=seed)
-    return torch.argsort((words[:, 0] << 31) | (words[:, 1] >> 1), stable=True)
+# What is done to one picture, in this order; named as the settings and the streams are.
+OPERATIONS: Mapping[str, Callable[[Tensor, Draws, Any], Tensor]] = {
+    "crop": crop,
+    "resized_crop": resized_crop,
+    "flip": flip,
+    "jitter": jitter,
+    "randaugment": randaugment,
+    "erase": erase,
+}
 
 
 def view(
     image: Tensor, sample: Tensor, number: int, *, augment: AugmentConfig, seed: int
 ) -> Tensor:
-    """The pictures as view ``number`` shows them: uint8 (B, C, H, W) to the same.
+    """The pictures as view ``number`` shows them, unmixed: uint8 (B, C, H, W) to the same.
 
-    View 0 is the picture itself.
+    View 0 is the picture itself. ``mixture`` and ``mixed`` make pictures of two of these.
     """
-    if number == 0 or augment == AugmentConfig():
+    on = [name for name in OPERATIONS if getattr(augment, name)]
+    if number == 0 or not on:
         return image
-    _, _, height, width = image.shape
-    rows = torch.arange(height, device=image.device).expand(len(image), -1)
-    columns = torch.arange(width, device=image.device).expand(len(image), -1)
-    if augment.flip:
-        words = random_words(sample, view=number, stream="flip", seed=seed)
-        flipped = (words[:, :1] & 1).bool()
-        columns = torch.where(flipped, columns.flip(1), columns)
-    if augment.crop:
-        words = random_words(sample, view=number, stream="crop", seed=seed)
-        offset = (words[:, :2] * (2 * augment.crop + 1)) >> 32
-        rows, columns = rows + offset[:, :1], columns + offset[:, 1:]
-        image = F.pad(image, [augment.crop] * 4)
-    one = torch.arange(len(image), device=image.device)[:, None, None]
-    moved = image.movedim(1, -1)[one, rows[:, :, None], columns[:, None, :]]
-    return moved.movedim(-1, 1).contiguous()
+    draws = draws_of(sample, number, seed=seed, streams=on)
+    for name in on:
+        image = OPERATIONS[name](image, draws, getattr(augment, name))
+    return image
+
+
+def checksums(image: Tensor) -> np.ndarray:
+    """CRC-32 of the pixels of each picture, as uint32: what a cache keeps of a view."""
+    pixels = image.cpu().contiguous().numpy()
+    return np.array([zlib.crc32(one) for one in pixels], np.uint32)
+
+
+def check_replay(image: Tensor, expected: np.ndarray, *, rows: np.ndarray, number: int) -> None:
+    """Raise ValueError unless every picture has the checksum that was kept of it."""
+    differing = checksums(image) != expected
+    if differing.any():
+        raise ValueError(
+            f"view {number} of rows {rows[differing][:5].tolist()} ({differing.sum()} of "
+            f"{len(rows)}) is not what the teacher saw: the pictures or the code of "
+            "pipelines/views changed under the cache; run `kd cache` into another folder"
+        )
 
 
 def normalised(image: Tensor, *, mean: Sequence[float], std: Sequence[float]) -> Tensor:
@@ -78,4 +94,5 @@ def normalised(image: Tensor, *, mean: Sequence[float], std: Sequence[float]) ->
         )
     scale = 1 / (255 * torch.tensor(std, device=image.device))
     shift = -torch.tensor(mean, device=image.device) / torch.tensor(std, device=image.device)
-    return image.float() * scale[:, None, None] + shift[:, None, None]
+    # in place, since memory is what this waits for
+    return image.float().mul_(scale[:, None, None]).add_(shift[:, None, None])

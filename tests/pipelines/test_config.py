@@ -254,7 +254,7 @@ MISTAKES: dict[str, tuple[Mapping[str, Any], str]] = {
     ),
     "a student that is a string": (
         {"student": "convnet"},
-        "toy.yaml: student: input should be a valid dictionary or instance of ModelConfig, got "
+        "toy.yaml: student: input should be a valid dictionary or instance of StudentConfig, got "
         "'convnet'",
     ),
     "unknown network": (

@@ -67,7 +67,7 @@ def pictures_of(run: RunConfig) -> Pictures:
 
 def teacher_of(run: RunConfig) -> Tapped:
     ((label, layers),) = run.teacher_layers.items()
-    teacher = build_teacher(run.teachers[label].network, pictures_of(run), layers)
+    teacher = build_teacher(run.teachers[label], pictures_of(run), layers)
     teacher.net.load_state_dict(teacher_weights())
     return teacher
 

@@ -43,11 +43,16 @@ def mixture(
 def mixed(image: Tensor, other: Tensor, how: Mixture) -> Tensor:
     """Each picture with its partner: uint8 (B, C, H, W) twice to the same."""
     height, width = image.shape[2:]
+    if bool((how.level < SHARES).any()):
+        image = _blended(image, other, how.level)
+    return torch.where(how.box.contain(height, width)[:, None], other, image)
+
+
+def _blended(image: Tensor, other: Tensor, level: Tensor) -> Tensor:
     beside = other.int()
-    blended = (image.int() - beside).mul_(how.level.int()[:, None, None, None])
-    blended = blended.add_(beside, alpha=SHARES).add_(SHARES // 2).bitwise_right_shift_(SHARE_BITS)
-    inside = how.box.contain(height, width)[:, None]
-    return torch.where(inside, other, blended.to(torch.uint8))
+    total = (image.int() - beside).mul_(level.int()[:, None, None, None])
+    total = total.add_(beside, alpha=SHARES).add_(SHARES // 2).bitwise_right_shift_(SHARE_BITS)
+    return total.to(torch.uint8)
 
 
 def _level(words: Tensor, config: MixupConfig | CutmixConfig | None) -> Tensor:

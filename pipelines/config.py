@@ -306,7 +306,7 @@ class RunConfig(Strict):
         """
         content = self.model_dump(mode="json", exclude={"name", "runs", "caches"})
         del content["data"]["download"]
-        if self.data.views:
+        if self.data.views and VIEWS_VERSION > 1:  # which runs had before versions counted
             content["data"]["augment"]["version"] = VIEWS_VERSION
         content["student"]["weights"] = _file_digest(self.student.weights)
         content["losses"] = {label: content["losses"][label] for label in self.active}

@@ -704,8 +704,6 @@ def identity_before_lists(run: RunConfig) -> str:
     for key in ("name", "runs", "caches", "ensemble"):
         del content[key]
     del content["data"]["download"], content["diagnostics"]["teacher"]
-    if run.data.views:
-        content["data"]["augment"]["version"] = VERSION
     content["losses"] = {label: content["losses"][label] for label in run.active}
     for term in content["losses"].values():
         del term["teacher"]

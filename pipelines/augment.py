@@ -19,8 +19,8 @@ from pydantic import (
 
 from pipelines.strict import Strict
 
-# Of the mapping from these numbers to pixels: part of every cache's fingerprint, and from 2 on of
-# the identity of every run with views. Count it up where an operation shows other pixels.
+# Of the mapping from these numbers to pixels: part of every cache's fingerprint, and from 2 on
+# of the identity of every run with views. Count it up where an operation shows other pixels.
 VERSION = 1
 
 Probability = Annotated[float, Field(ge=0, le=1)]

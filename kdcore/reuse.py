@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from kdcore.taps import Tapped
 from kdcore.types import Classifier
 
+PROJECTOR = "projector"
+
 
 class ReusedClassifier(nn.Module):
     r"""A network up to one of its layers, a projector, and the classifier of another, frozen.
@@ -16,12 +18,12 @@ class ReusedClassifier(nn.Module):
     .. math:: \mathrm{logits} = W_t \, \mathrm{pool}(P(s)) + b_t
 
     The network and the projector are the ones given, not copies: what trains them trains this. The
-    classifier is a copy. Layers: ``student.net.<...>``, ``projector``, ``classifier``.
+    classifier is a copy; it and the network's own one, which nothing reads, are frozen. The
+    teacher's map that the term ``simkd`` compares is the layer ``PROJECTOR``'s.
 
     Raises ValueError for a layer that the network does not have.
 
-    Source: Chen and others 2022 (SimKD), arXiv:2203.14001, figure 1; the projector is the
-    ``bottleneck`` of the term ``simkd``.
+    Source: Chen and others 2022 (SimKD), arXiv:2203.14001, figure 1.
     """
 
     def __init__(
@@ -29,6 +31,7 @@ class ReusedClassifier(nn.Module):
     ) -> None:
         super().__init__()
         self.student = Tapped(net, [layer])
+        self.student.net.get_submodule(self.student.classifier).requires_grad_(False)
         self.layer = layer
         self.projector = projector
         # the last linear layer, so that Tapped finds it

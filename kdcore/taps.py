@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
+from types import MappingProxyType
 from typing import Any, cast
 
 from jaxtyping import Float
@@ -32,21 +33,29 @@ class Tapped(nn.Module):
     """``Tapped(net, layers)(image) -> Outputs``: logits, embedding and named layers in one pass.
 
     A layer is a module path such as ``"layer2"`` or ``"blocks.3.norm1"``; its feature is the
-    module's output, and for a module that runs several times the last one. The taps exist only
-    while the network runs, so that copies, pickles and state dicts of ``net`` are untouched.
+    module's output, and for a module that runs several times the last one. ``aliases`` are further
+    names, for paths. The taps exist only while the network runs, so that copies, pickles and state
+    dicts of ``net`` are untouched.
 
     Raises ValueError for a layer that the network does not have, with the nearest name.
     """
 
-    def __init__(self, net: nn.Module, layers: Iterable[str] = ()) -> None:
+    def __init__(
+        self,
+        net: nn.Module,
+        layers: Iterable[str] = (),
+        *,
+        aliases: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         super().__init__()
         self.net = net
         self.layers = tuple(dict.fromkeys(name for name in layers if name != EMBEDDING))
         self.classifier = classifier_name(net)
+        self._paths = {name: aliases.get(name, name) for name in self.layers}
         modules = dict(net.named_modules())
-        for name in self.layers:
-            if name not in modules:
-                known = {EMBEDDING, *(known for known in modules if known)}
+        for name, path in self._paths.items():
+            if path not in modules:
+                known = {EMBEDDING, *aliases, *(known for known in modules if known)}
                 raise ValueError(unknown_name(f"layer of {type(net).__name__}", name, known))
 
     def forward(self, image: Float[Tensor, "b c h w"]) -> Outputs:
@@ -67,8 +76,8 @@ class Tapped(nn.Module):
         with ExitStack() as taps:
             classifier = self.net.get_submodule(self.classifier)
             taps.callback(classifier.register_forward_pre_hook(keep_input).remove)
-            for name in self.layers:
-                tap = self.net.get_submodule(name).register_forward_hook(keep_output(name))
+            for name, path in self._paths.items():
+                tap = self.net.get_submodule(path).register_forward_hook(keep_output(name))
                 taps.callback(tap.remove)
             logits = self.net(image)
         return Outputs(logits, features, self.head)

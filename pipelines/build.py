@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kdcore.losses import LOSSES, Term
-from kdcore.losses.term import present
 from kdcore.schedules import Schedule
 from kdcore.step import DistillStep
 from kdcore.taps import EMBEDDING, Tapped
 from kdcore.teachers import freeze, heard, taught_together, teacher_outputs
-from kdcore.types import Batch, Outputs, Probe
+from kdcore.terms import present
+from kdcore.types import Batch, Classifier, Mix, Outputs, Probe
 from pipelines.config import RunConfig, TeacherConfig
 from pipelines.data import Reader
-from pipelines.models import build_network
+from pipelines.models import build_network, load_weights
 from pipelines.networks import ModelConfig
 from pipelines.sources import Pictures, read_pictures
+from pipelines.students import as_trained, as_used, layer_names, layer_of
 from pipelines.terms import LossConfig, ScheduleConfig, hyperparameters
 from pipelines.views import normalised
 
@@ -34,25 +37,58 @@ def checked(run: RunConfig) -> Pictures:
     for label, teacher in run.teachers.items():
         if teacher.run is None:
             layers = run.teacher_layers.get(label, ())
-            build_teacher(teacher.network, pictures, layers, place=run.called(label))
+            build_teacher(teacher, pictures, layers, place=run.called(label))
         else:
             checked(teacher.run)
     return pictures
 
 
-def build_student(run: RunConfig, pictures: Pictures) -> Tapped:
-    """The student with its taps, initialised from the run's seed."""
+def build_student(
+    run: RunConfig,
+    pictures: Pictures,
+    classifiers: Mapping[str, Classifier] = MappingProxyType({}),
+) -> Tapped:
+    """The student as it is trained, with its taps, initialised from the run's seed.
+
+    ``classifiers`` are those of the teachers, by label, for a student that reuses one; without them
+    it has one of the right shape.
+    """
+    image = _blank(run, pictures)
+    said = _joined_teacher(run, pictures, image, classifiers)
     torch.manual_seed(run.seed)
     with _named("student"):
-        return Tapped(_network(run.student, pictures), run.student_layers)
+        net = as_trained(run.student, _network(run.student, pictures), image, said)
+        for name in run.optimizer.multipliers:
+            layer_of(net, name)
+        return Tapped(net, run.student_layers, aliases=layer_names(net))
+
+
+def build_used(run: RunConfig, pictures: Pictures, weights: Path | None) -> nn.Module:
+    """The student as it is used after training, in evaluation mode; blank without weights."""
+    net = build_student(run, pictures).net
+    if weights is not None:
+        load_weights(net, weights)
+    return as_used(net)
 
 
 def build_teacher(
-    model: ModelConfig, pictures: Pictures, layers: Iterable[str], *, place: str = "teacher"
+    teacher: TeacherConfig,
+    pictures: Pictures,
+    layers: Iterable[str],
+    *,
+    weights: Path | None = None,
+    place: str = "teacher",
 ) -> Tapped:
-    """The frozen teacher with taps on some layers; errors say that it is of this ``place``."""
+    """The frozen teacher with taps on some layers; errors say that it is of this ``place``.
+
+    ``weights`` are those of the run whose student it is, if it is one.
+    """
     with _named(place):
-        return freeze(Tapped(_network(model, pictures), layers))
+        if teacher.run is not None:
+            net = build_used(teacher.run, pictures, weights)
+        else:
+            net = _network(teacher.network, pictures)
+        return freeze(Tapped(net, layers, aliases=layer_names(net)))
 
 
 def teacher_precision(teacher: TeacherConfig) -> torch.dtype:
@@ -60,15 +96,21 @@ def teacher_precision(teacher: TeacherConfig) -> torch.dtype:
     return torch.bfloat16 if teacher.precision == "bf16" else torch.float32
 
 
-def build_step(run: RunConfig, pictures: Pictures) -> DistillStep:
+def build_step(
+    run: RunConfig,
+    pictures: Pictures,
+    classifiers: Mapping[str, Classifier] = MappingProxyType({}),
+) -> DistillStep:
     """Student and weighted terms; a probe of all networks tells the terms their shapes.
+
+    ``classifiers`` are of the teachers, as ``build_student`` takes them.
 
     Raises ValueError, naming the loss, where it cannot compare what it is given.
     """
     probe = _probe(run, pictures)
     if run.diagnostics.bounds:
         _check_widths(_hearing(probe, run.diagnostics.teacher))
-    student = build_student(run, pictures)
+    student = build_student(run, pictures, classifiers)
     terms = {}
     # sorted: the order of the file is not part of the run's identity, the first random numbers are
     for label, config in sorted(run.active.items()):
@@ -122,10 +164,11 @@ def _check_widths(probe: Probe) -> None:
 
 def _probe(run: RunConfig, pictures: Pictures) -> Probe:
     """Two blank pictures through all networks, whose weights do not matter here."""
-    blank = torch.zeros(2, *pictures.image.shape[1:], dtype=torch.uint8)
-    image = normalised(blank, mean=run.data.mean, std=run.data.std)
+    image = _blank(run, pictures)
     said = {label: _said(run, label, pictures, image) for label in run.heard}
-    batch = Batch(image, torch.zeros(2, dtype=torch.int64), torch.arange(2), teachers=said)
+    label = torch.zeros(2, dtype=torch.int64)
+    mix = Mix(label, torch.full((2,), 0.5)) if run.data.augment.mixes else None
+    batch = Batch(image, label, torch.arange(2), teachers=said, mix=mix)
     batch = next(taught_together([batch], {}, precision={}, space=run.ensemble))
     student = build_student(run, pictures).eval()
     with torch.no_grad(), _named("student"):
@@ -134,14 +177,31 @@ def _probe(run: RunConfig, pictures: Pictures) -> Probe:
 
 def _said(run: RunConfig, label: str, pictures: Pictures, image: Tensor) -> Outputs:
     """What a teacher's network says before it has its weights."""
-    model = run.teachers[label].network.model_copy(update={"weights": None})
+    teacher = run.teachers[label].model_copy(update={"weights": None})
     place = run.called(label)
-    teacher = build_teacher(model, pictures, run.teacher_layers[label], place=place)
+    tapped = build_teacher(teacher, pictures, run.teacher_layers[label], place=place)
     with _named(place):
-        return teacher_outputs(teacher, image)
+        return teacher_outputs(tapped, image)
 
 
-def _network(model: ModelConfig, pictures: Pictures) -> torch.nn.Module:
+def _joined_teacher(
+    run: RunConfig, pictures: Pictures, image: Tensor, classifiers: Mapping[str, Classifier]
+) -> Outputs | None:
+    """What the teacher says whose shapes the student takes up, with its own classifier if given."""
+    for joined in run.student.joins.values():
+        label = joined.teacher or next(iter(run.heard))
+        said = _said(run, label, pictures, image)
+        return replace(said, classifier=classifiers.get(label, said.classifier))
+    return None
+
+
+def _blank(run: RunConfig, pictures: Pictures) -> Tensor:
+    """Two blank pictures as the student sees them."""
+    pixels = torch.zeros(2, *pictures.image.shape[1:], dtype=torch.uint8)
+    return normalised(pixels, mean=run.data.mean, std=run.data.std)
+
+
+def _network(model: ModelConfig, pictures: Pictures) -> nn.Module:
     return build_network(
         model, num_classes=pictures.num_classes, in_channels=pictures.image.shape[1]
     )

@@ -23,7 +23,9 @@ from kdcore.checks import unknown_name
 from kdcore.losses import LOSSES
 from kdcore.taps import EMBEDDING
 from kdcore.teachers import Ensemble
-from pipelines.networks import ModelConfig
+from pipelines.augment import VERSION as VIEWS_VERSION
+from pipelines.augment import AugmentConfig
+from pipelines.networks import ModelConfig, StudentConfig
 from pipelines.optimizer import OptimizerConfig
 from pipelines.strict import Strict
 from pipelines.terms import LossConfig
@@ -72,13 +74,6 @@ class TeacherConfig(Strict):
         return ModelConfig(
             name=str(self.name), weights=self.weights, params=self.params, stem=self.stem
         )
-
-
-class AugmentConfig(Strict):
-    """What a view does to a picture; the numbers are drawn from (sample, view, seed)."""
-
-    crop: NonNegativeInt = 0  # zero-padding in pixels before a crop of the original size
-    flip: bool = False  # horizontal, with probability 1/2
 
 
 class DataConfig(Strict):
@@ -136,7 +131,7 @@ class RunConfig(Strict):
     """One student: complete by itself."""
 
     name: str = "run"
-    student: ModelConfig
+    student: StudentConfig
     teacher: Teachers | None = None
     ensemble: Ensemble = "probabilities"  # in which several teachers are averaged
     data: DataConfig
@@ -198,7 +193,10 @@ class RunConfig(Strict):
     @model_validator(mode="after")
     def _listeners_name_teachers(self) -> RunConfig:
         named = {f"losses.{label}": term.teacher for label, term in self.losses.items()}
-        for place, name in {**named, "diagnostics": self.diagnostics.teacher}.items():
+        named["diagnostics"] = self.diagnostics.teacher
+        for form, joined in self.student.joins.items():
+            named[f"student.{form}"] = joined.teacher
+        for place, name in named.items():
             if self.teachers and name is not None and name not in self.teachers:
                 raise ValueError(f"{place}.teacher: {unknown_name('teacher', name, self.teachers)}")
         for listener in self._listeners:
@@ -239,13 +237,18 @@ class RunConfig(Strict):
             for label, term in self.active.items()
             if LOSSES[term.loss].needs_teacher
         ]
+        joins = [
+            Listener(f"student.{form}", joined.teacher, needs_one=True)
+            for form, joined in self.student.joins.items()
+        ]
         bounds = Listener("diagnostics.bounds", self.diagnostics.teacher, needs_one=True)
-        return [*terms, bounds] if self.diagnostics.bounds else terms
+        return [*terms, *joins, bounds] if self.diagnostics.bounds else [*terms, *joins]
 
     @property
     def is_taught(self) -> bool:
         """Whether any term listens to the teacher; a run of which none does is a control."""
-        return any(LOSSES[term.loss].needs_teacher for term in self.active.values())
+        listens = any(LOSSES[term.loss].needs_teacher for term in self.active.values())
+        return listens or self.student.reuse is not None
 
     @property
     def teachers(self) -> Mapping[str, TeacherConfig]:
@@ -272,6 +275,9 @@ class RunConfig(Strict):
         for term in self.active.values():
             if term.teacher in (teacher, None):
                 yield from term.layers.values()
+        for joined in self.student.joins.values():
+            if joined.teacher in (teacher, None):
+                yield joined.teacher_layer
 
     def called(self, label: str) -> str:
         """A teacher in words, which needs its label only beside others."""
@@ -300,6 +306,8 @@ class RunConfig(Strict):
         """
         content = self.model_dump(mode="json", exclude={"name", "runs", "caches"})
         del content["data"]["download"]
+        if self.data.views and VIEWS_VERSION > 1:  # which runs had before versions counted
+            content["data"]["augment"]["version"] = VIEWS_VERSION
         content["student"]["weights"] = _file_digest(self.student.weights)
         content["losses"] = {label: content["losses"][label] for label in self.active}
         self._identify_teachers(content)
@@ -317,7 +325,8 @@ class RunConfig(Strict):
             del content["ensemble"]
         if not self.diagnostics.bounds:
             content["diagnostics"]["teacher"] = None
-        for listener in (*content["losses"].values(), content["diagnostics"]):
+        joins = [content["student"][form] for form in self.student.joins]
+        for listener in (*content["losses"].values(), *joins, content["diagnostics"]):
             name = listener.pop("teacher")
             if len(heard) > 1 and name is not None:
                 listener["teacher"] = heard.index(name)

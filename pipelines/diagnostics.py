@@ -9,10 +9,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from kdcore.losses.term import present
 from kdcore.metrics.bounds import risk_bounds
 from kdcore.taps import EMBEDDING, Tapped
 from kdcore.teachers import heard
+from kdcore.terms import present
 from kdcore.types import Batch, Classifier, Outputs
 
 

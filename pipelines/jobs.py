@@ -8,10 +8,13 @@ from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
+from torch import nn
 
+from kdcore.taps import Tapped
+from kdcore.teachers import freeze
 from kdcore.types import Classifier
 from pipelines import cache
-from pipelines.build import build_student, build_teacher, checked
+from pipelines.build import build_student, build_teacher, build_used, checked
 from pipelines.cluster import cluster
 from pipelines.config import RunConfig, TeacherConfig, plain
 from pipelines.data import Reader, TeacherRows, whole
@@ -19,7 +22,6 @@ from pipelines.diagnostics import Matched, matched
 from pipelines.figures import History, joint_embedding, learning_curves, risk_bounds
 from pipelines.loop import Metrics, evaluate, pick_device, with_teachers
 from pipelines.models import Served, load_weights
-from pipelines.networks import ModelConfig
 from pipelines.sources import Pictures, read_pictures, split
 from pipelines.tracking import TrackedRun, Tracker
 from pipelines.train import (
@@ -78,10 +80,11 @@ def _ready(
     verbose: bool,
 ) -> Teacher:
     """A teacher live or from its cache, trained and written first where they are not yet."""
-    network = teacher_network(run.teachers[label], watch=watch, tracker=tracker)
-    teacher = build_teacher(network, pictures, layers, place=run.called(label))
+    weights = teacher_weights(run.teachers[label], watch=watch, tracker=tracker)
+    place = run.called(label)
+    teacher = build_teacher(run.teachers[label], pictures, layers, weights=weights, place=place)
     if run.teachers[label].source == "live":
-        return Teacher(network, live=teacher)
+        return Teacher(weights, live=teacher)
     alone = run.taught_by(label)
     content = cache.contents(alone, pictures, teacher)
     folder = cache.cache_folder(alone, content)
@@ -96,19 +99,20 @@ def _ready(
     )
     rows = replace(rows, classifier=Classifier(*(held.detach() for held in teacher.head)))
     return Teacher(
-        network,
+        weights,
         rows=rows,
         fingerprint=cache.fingerprint_of(folder),
         accuracy=_accuracy(run, pictures, rows),
     )
 
 
-def teacher_network(teacher: TeacherConfig, *, watch: Watch, tracker: Tracker) -> ModelConfig:
-    """The teacher with its weights, trained first where it is another run's student."""
-    if teacher.run is None:
-        return teacher.network
-    trained = train(teacher.run, watch=watch, tracker=tracker)
-    return teacher.network.model_copy(update={"weights": trained.weights})
+def teacher_weights(teacher: TeacherConfig, *, watch: Watch, tracker: Tracker) -> Path:
+    """The teacher's weights, trained first where it is another run's student."""
+    if teacher.run is not None:
+        return train(teacher.run, watch=watch, tracker=tracker).weights
+    if teacher.weights is None:
+        raise ValueError(f"teacher {teacher.title!r} has neither weights nor a run")
+    return teacher.weights
 
 
 def train(run: RunConfig, *, watch: Watch, tracker: Tracker, verbose: bool = False) -> Finished:
@@ -125,7 +129,8 @@ def train(run: RunConfig, *, watch: Watch, tracker: Tracker, verbose: bool = Fal
         else:
             with cluster(verbose=verbose):
                 result = train_on_workers(run, inputs, follow)
-        log_student(tracked, run, result, inputs.pictures)
+        student = served_student(run, result, inputs.pictures)
+        tracked.log_student(student, inputs.pictures.image[:2])
         histories = {run.name: [result.history]}
         log_figures(tracked, run, result, inputs, histories, folder=result.folder)
     return result
@@ -155,12 +160,10 @@ def follower(run: RunConfig, tracked: TrackedRun, watch: Watch) -> OnEpoch:
     return follow
 
 
-def log_student(tracked: TrackedRun, run: RunConfig, result: Finished, pictures: Pictures) -> str:
-    """Log the run's best student, taking pixels as they are stored; returns its URI."""
-    net = build_student(run, pictures).net
-    load_weights(net, result.weights)
-    served = Served(net, mean=run.data.mean, std=run.data.std)
-    return tracked.log_student(served, pictures.image[:2])
+def served_student(run: RunConfig, result: Finished, pictures: Pictures) -> Served:
+    """The run's best student as it is used, taking pixels as they are stored."""
+    net = build_used(run, pictures, result.weights)
+    return Served(net, mean=run.data.mean, std=run.data.std)
 
 
 def log_figures(
@@ -201,16 +204,16 @@ def matched_student(run: RunConfig, result: Finished, inputs: Inputs) -> Matched
     return matched(student.to(device), batches)
 
 
-def tested(run: RunConfig, model: ModelConfig) -> Metrics:
+def tested(run: RunConfig, net: nn.Module) -> Metrics:
     """A network's metrics on the test split, which nothing else looks at."""
-    net = build_teacher(model, read_pictures(run.data, "train"), ())  # which has every class
-    pictures = read_pictures(run.data, "test")
-    device = pick_device()
-    return evaluate(net.to(device), whole(run, pictures), device=device, prefix="test")
+    pictures, device = read_pictures(run.data, "test"), pick_device()
+    network = freeze(Tapped(net)).to(device)
+    return evaluate(network, whole(run, pictures), device=device, prefix="test")
 
 
-def student_network(run: RunConfig, result: Finished) -> ModelConfig:
-    return run.student.model_copy(update={"weights": result.weights})
+def trained_student(run: RunConfig, result: Finished) -> nn.Module:
+    """The best student of a run as it is used."""
+    return build_used(run, read_pictures(run.data, "train"), result.weights)
 
 
 def _accuracy(run: RunConfig, pictures: Pictures, rows: TeacherRows) -> float:

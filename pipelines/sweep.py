@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import jobs
-from pipelines.build import checked
+from pipelines.build import build_teacher, checked
 from pipelines.cluster import cluster
 from pipelines.config import RunConfig, digest, plain
+from pipelines.exports import exported
 from pipelines.loop import Metrics
-from pipelines.report import Row, Trial, best_trial, ranked
-from pipelines.space import Range, SweepConfig, changed, grid_points, neighbours
+from pipelines.report import Row, Trial, best_trial, ranked, swept_numbers
+from pipelines.responses import Response, response_curves, response_maps
+from pipelines.sources import Pictures, read_pictures
+from pipelines.space import VARIANT, Range, SweepConfig, grid_points, neighbours
 from pipelines.tracking import TrackedRun, Tracker
 from pipelines.train import RESULT, Finished, Inputs, Teacher, finished
 from pipelines.trial import inputs_key
@@ -51,10 +54,10 @@ def sweep(config: SweepConfig, *, watch: jobs.Watch, tracker: Tracker, verbose: 
             trials = run_trials(config, inputs, watch=watch, tracker=tracker, parent=parent)
             outcome = _judged(config, trials, inputs)
             held = inputs[inputs_key(outcome.best.run)]
-            jobs.log_student(parent, outcome.best.run, outcome.student, held.pictures)
             parent.log(outcome.test, epoch=0)
             parent.log_artifact(outcome.folder / OUTCOME)
-            _log_figures(parent, outcome, held)
+            _log_student(parent, outcome, held.pictures)
+            _log_figures(parent, outcome, held, metric=config.search.metric)
     return outcome
 
 
@@ -69,14 +72,16 @@ def best_run(config: SweepConfig) -> RunConfig:
     file = sweep_folder(config) / OUTCOME
     if not file.exists():
         raise ValueError(f"this sweep has not been run: no {file}; run `kd sweep` first")
-    return changed(config.base, json.loads(file.read_text())["best"]["changes"])
+    return config.run(json.loads(file.read_text())["best"]["changes"])
 
 
 def shared_inputs(config: SweepConfig, *, watch: jobs.Watch, tracker: Tracker) -> dict[str, Inputs]:
     """What the trials train on, once for every data set and teacher among them."""
     near, inputs = neighbours(config), {}
     for point in grid_points(_shared_space(config)):
-        run = changed(config.base, point)
+        run = config.run(point)
+        if inputs_key(run) in inputs:
+            continue
         layers = _layers_read(near, run)
         inputs[inputs_key(run)] = jobs.prepared(run, watch=watch, tracker=tracker, layers=layers)
     return inputs
@@ -96,8 +101,8 @@ def _shared_space(config: SweepConfig) -> dict[str, Range]:
     """The part of the space that changes what is trained on."""
     shared = {
         path: values
-        for path, values in config.space.items()
-        if path.split(".")[0] in ("data", "teacher")
+        for path, values in config.whole_space.items()
+        if path.split(".")[0] in (VARIANT, "data", "teacher")
     }
     for path, values in shared.items():
         if values.kind not in ("grid", "choice"):
@@ -122,12 +127,12 @@ def _judged(config: SweepConfig, trials: list[Trial], inputs: Mapping[str, Input
         failed,
         stopped,
         teachers={
-            label: _teacher_metrics(best.run, teacher)
+            label: _teacher_metrics(best.run, label, teacher)
             for label, teacher in inputs[inputs_key(best.run)].teachers.items()
         },
         best=best,
         student=student,
-        test=jobs.tested(best.run, jobs.student_network(best.run, student)),
+        test=jobs.tested(best.run, jobs.trained_student(best.run, student)),
         folder=sweep_folder(config),
     )
     outcome.folder.mkdir(parents=True, exist_ok=True)
@@ -135,7 +140,22 @@ def _judged(config: SweepConfig, trials: list[Trial], inputs: Mapping[str, Input
     return outcome
 
 
-def _log_figures(parent: TrackedRun, outcome: Outcome, inputs: Inputs) -> None:
+def _log_student(parent: TrackedRun, outcome: Outcome, pictures: Pictures) -> None:
+    """The best student, fused, as an MLflow model and in the forms that other programs run."""
+    student = jobs.served_student(outcome.best.run, outcome.student, pictures)
+    example = pictures.image[:2]
+    parent.log_student(student, example)
+    try:
+        paths = exported(student, example, outcome.folder)
+    except ValueError as error:  # no reason to lose the sweep's other results
+        parent.tag({"kd.export": str(error)[:500]})
+        return
+    for path in paths:
+        parent.log_artifact(path)
+
+
+def _log_figures(parent: TrackedRun, outcome: Outcome, inputs: Inputs, *, metric: str) -> None:
+    control = next((row for row in outcome.rows if row.is_control), None)
     jobs.log_figures(
         parent,
         outcome.best.run,
@@ -143,8 +163,20 @@ def _log_figures(parent: TrackedRun, outcome: Outcome, inputs: Inputs) -> None:
         inputs,
         {row.label: _histories(row) for row in outcome.rows},
         folder=outcome.folder,
-        control=next((row.label for row in outcome.rows if row.is_control), ""),
+        control=control.label if control else "",
     )
+    responses = [
+        Response(swept_numbers(row), row.values) for row in outcome.rows if not row.is_control
+    ]
+    values = control.values if control else ()
+    drawn = {
+        "responses": response_curves(responses, metric=metric, control=values),
+        "pairs": response_maps(responses, metric=metric),
+    }
+    for name, figure in drawn.items():
+        if figure is not None:
+            figure.savefig(outcome.folder / f"{name}.png")
+            parent.log_artifact(outcome.folder / f"{name}.png")
 
 
 def _histories(row: Row) -> list[list[Metrics]]:
@@ -152,8 +184,10 @@ def _histories(row: Row) -> list[list[Metrics]]:
     return [done.history for done in runs if done is not None]
 
 
-def _teacher_metrics(run: RunConfig, teacher: Teacher) -> Metrics:
-    metrics = jobs.tested(run, teacher.network)
+def _teacher_metrics(run: RunConfig, label: str, teacher: Teacher) -> Metrics:
+    pictures = read_pictures(run.data, "train")  # which has every class
+    tapped = build_teacher(run.teachers[label], pictures, (), weights=teacher.weights)
+    metrics = jobs.tested(run, tapped.net)
     if teacher.accuracy is not None:
         metrics["val/top1"] = teacher.accuracy
     return metrics

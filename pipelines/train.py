@@ -22,12 +22,12 @@ from ray.train.v2.api.config import LoggingConfig
 from ray.util.queue import Queue
 
 from kdcore.taps import Tapped
+from kdcore.types import Classifier
 from pipelines.build import build_step
 from pipelines.cluster import num_cores, worker_resources, workers_at_once
 from pipelines.config import RunConfig, plain
 from pipelines.data import Reader, TeacherRows
 from pipelines.loop import BEST, STATE, Metrics, Progress, fit, keep, pick_device
-from pipelines.networks import ModelConfig
 from pipelines.sources import Pictures
 
 RESULT = "result.json"
@@ -39,11 +39,17 @@ OnEpoch = Callable[[Metrics], None]
 class Teacher:
     """A teacher that is ready to be heard: as cached rows or as a live network."""
 
-    network: ModelConfig  # with its weights
+    weights: Path
     live: Tapped | None = None
     rows: TeacherRows | None = None  # cached
     fingerprint: str = ""  # of the cache
     accuracy: float | None = None  # on the validation split, where it is cached
+
+    @property
+    def classifier(self) -> Classifier | None:
+        if self.live is not None:
+            return self.live.head
+        return None if self.rows is None else self.rows.classifier
 
 
 @dataclass(frozen=True)
@@ -57,6 +63,12 @@ class Inputs:
     def rows(self) -> Mapping[str, TeacherRows]:
         """Of the teachers that are cached."""
         return {name: held.rows for name, held in self.teachers.items() if held.rows is not None}
+
+    @property
+    def classifiers(self) -> Mapping[str, Classifier]:
+        """Of every teacher, live or cached."""
+        held = {name: teacher.classifier for name, teacher in self.teachers.items()}
+        return {name: classifier for name, classifier in held.items() if classifier is not None}
 
     @property
     def fingerprint(self) -> str:
@@ -122,7 +134,7 @@ def _train_here(run: RunConfig, inputs: Inputs, on_epoch: OnEpoch) -> Finished:
 
     progress = fit(
         run,
-        build_step(run, inputs.pictures),
+        build_step(run, inputs.pictures, inputs.classifiers),
         Reader(run, inputs.pictures, inputs.rows),
         report=report,
         resume=run.folder if (run.folder / STATE).exists() else None,
@@ -252,7 +264,7 @@ def _worker(config: dict[str, Any]) -> None:
         checkpoint = None if folder is None else Checkpoint.from_directory(str(folder))
         ray.train.report(metrics, checkpoint=checkpoint)
 
-    step = build_step(run, inputs.pictures)
+    step = build_step(run, inputs.pictures, inputs.classifiers)
     reader = Reader(
         run, inputs.pictures, inputs.rows, context.get_world_rank(), context.get_world_size()
     )

@@ -55,7 +55,7 @@ class Assignment(nn.Module):
     Shuffled, all branches are trained alike, so that their mean is the natural combination; in
     strict order branch i always serves the same steps, and the first learn next to nothing.
 
-    Source: Yao et al. 2024, "shuffle sampling", equation 10, drawn for each batch.
+    Source: Yao and others 2024, "shuffle sampling", equation 10, drawn for each batch.
     """
 
     seed: Tensor

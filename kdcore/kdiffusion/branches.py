@@ -49,7 +49,7 @@ def add_branches(
 
     Raises ValueError, naming the layer, where this cannot be done or could not be undone exactly.
 
-    Source: Yao et al. 2024, AAAI 38(15), equation 10. The correction of scale is ours: eight
+    Source: Yao and others 2024, AAAI 38(15), equation 10. The correction of scale is ours: eight
     branches cost a toy student 15 points without. Branches without BatchNorm that are trained by
     their mean only are exactly one layer, at a learning rate m times smaller ("literal") or at the
     same ("root").

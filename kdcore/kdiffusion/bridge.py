@@ -60,8 +60,8 @@ class Bridge(nn.Module):
 
     Raises ValueError where these are not of one kind.
 
-    Source: 1x1 convolution and BatchNorm, after a summary of Yao et al. 2024 that calls the bridge
-    "relatively weak"; the paper's own is not public.
+    Source: 1x1 convolution and BatchNorm, after a summary of Yao and others 2024 that calls the
+    bridge "relatively weak"; the paper's own is not public.
     """
 
     def __init__(self, student: Sequence[int], teacher: Sequence[int]) -> None:

@@ -34,7 +34,7 @@ def fuse(net: nn.Module) -> nn.Module:
     padding inside a branch, strides that differ.
 
     Source: Ding et al. 2021 (DBB), arXiv:2103.13425, section 3.1, where the map between two
-    convolutions is padded as here, and Yao et al. 2024, AAAI 38(15).
+    convolutions is padded as here, and Yao and others 2024, AAAI 38(15).
     """
     fused = copy.deepcopy(net)
     paths = {module: path for path, module in fused.named_modules()}

@@ -24,8 +24,8 @@ def target_guidance(bridged: Bridged, classifier: Classifier | None) -> Float[Te
 
     Raises ValueError where the teacher's outputs carry no classifier.
 
-    Source: Yao et al. 2024, equation 9, with the estimate where its poster prints a product, and
-    with the mean over classes. For a stage that is not the last, the paper's next layer is a
+    Source: Yao and others 2024, equation 9, with the estimate where its poster prints a product,
+    and with the mean over classes. For a stage that is not the last, the paper's next layer is a
     convolution, which is not among a teacher's outputs: only a last stage is guided.
     """
     if classifier is None:

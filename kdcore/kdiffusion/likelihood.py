@@ -5,7 +5,7 @@ Estimates are (m, B, C, P): step, row, channel, position; the clean sample is th
 noise adds to that error in expectation, and how the variance of the prediction is made. So nothing
 is sampled. Letters are those of ``schedule``.
 
-Source: Yao et al. 2024, equations 1 to 7, whose poster does not decide between the readings.
+Source: Yao and others 2024, equations 1 to 7, whose poster does not decide between the readings.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@ r"""The noise schedule and the exact posterior of any skip, in float64 and in lo
 
 Level k of n is :math:`x_k \sim N(a_k x_0, b_k^2 \sigma^2)` with :math:`b_k^2 = 1 - a_k^2`; k = 0 is
 clean, k = n is where the reverse process starts. Amplitudes come as :math:`\log a_k`, because
-:math:`1 - a_k^2` loses every digit near k = 0. Letters are those of the paper: Yao et al. 2024,
+:math:`1 - a_k^2` loses every digit near k = 0. Letters are those of the paper: Yao and others 2024,
 "Progressively Knowledge Distillation via Re-parameterizing Diffusion Reverse Process", AAAI 38(15),
 equations 5 to 7, of which 7 is misprinted on its poster: it lost the hats and gained a square.
 """
@@ -103,7 +103,7 @@ def posterior(log_noisy: Float[Tensor, "*k"], log_clean: Float[Tensor, "*k"]) ->
 
     At s = 0 it is the clean sample itself: u = 0, v = 1, w = 0 exactly.
 
-    Source: Yao et al. 2024, equation 7, corrected: every alpha and beta of a level is the
+    Source: Yao and others 2024, equation 7, corrected: every alpha and beta of a level is the
     cumulative one, and alpha is the ratio of amplitudes, not its square.
     """
     alpha, variance = transition(log_noisy, log_clean)

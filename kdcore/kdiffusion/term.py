@@ -25,7 +25,7 @@ from kdcore.kdiffusion.guidance import guided_layer, target_guidance
 from kdcore.kdiffusion.likelihood import Reading, Walk, gaussian_nll
 from kdcore.kdiffusion.schedule import NoiseSchedule, reverse_steps
 from kdcore.kdiffusion.variance import PredictedVariance, Variance
-from kdcore.losses.term import Term, feature_of, present
+from kdcore.terms import Term, feature_of, present
 from kdcore.types import Batch, Outputs, Probe
 
 Variant = Literal["x0", "rollout", "trajectory", "average"]
@@ -57,10 +57,9 @@ class ReverseDiffusion(Term):
     Raises ValueError for layers that cannot be compared, more steps than levels, and guidance where
     the teacher's classifier reads none of the layers.
 
-    Source: Yao et al. 2024, "Progressively Knowledge Distillation via Re-parameterizing Diffusion
-    Reverse Process", AAAI 38(15), equations 1 to 10. Only a poster is public: the readings, the
-    learned variance with the posterior's noise in it, the expectation in place of samples and all
-    defaults are a reconstruction.
+    Source: Yao and others 2024 (KDiffusion), AAAI 38(15), equations 1 to 10. Only a poster is
+    public: the readings, the learned variance with the posterior's noise in it, the expectation in
+    place of samples and all defaults are a reconstruction.
     """
 
     def __init__(

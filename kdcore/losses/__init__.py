@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from kdcore.kdiffusion.term import ReverseDiffusion
 from kdcore.losses.attention import attention_distance, attention_transfer, class_activation
 from kdcore.losses.bank import MemoryContrast
 from kdcore.losses.boundaries import ActivationBoundaries, MarginRelu
@@ -50,13 +51,13 @@ from kdcore.losses.temperatures import (
     transformed_teacher,
     weighted_transformed_teacher,
 )
-from kdcore.losses.term import Features, Logits, Loss, Stateful, Term
 from kdcore.taps import EMBEDDING
+from kdcore.terms import Features, Logits, Loss, Stateful, Term
 
 __all__ = ["LOSSES", "Features", "Logits", "Loss", "Stateful", "Term"]
 
 LOSSES: Mapping[str, Loss] = {
-    "ce": Logits(cross_entropy),
+    "ce": Logits(cross_entropy, mixes=True),
     "kd": Logits(kd, weight=0.9),
     "reverse_kd": Logits(reverse_kd),
     "js": Logits(jensen_shannon),
@@ -97,6 +98,7 @@ LOSSES: Mapping[str, Loss] = {
     "mgd": Stateful(MaskedGeneration, weight=7e-5),
     "norm": Stateful(ManyToOne),
     "diffkd": Stateful(Denoising),
+    "kdiffusion": Stateful(ReverseDiffusion),
     "w2": Features(wasserstein, batch_level=True),
     "cw2": Features(conditional_wasserstein, batch_level=True),
     "jw2": Features(joint_distribution_wasserstein, batch_level=True),

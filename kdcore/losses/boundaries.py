@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from kdcore.checks import check_same_shape
 from kdcore.losses.maps import Connectors
-from kdcore.losses.term import Term
 from kdcore.rows import gather_rows
+from kdcore.terms import Term
 from kdcore.types import Batch, Outputs, Probe
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from kdcore.batch_norm import BatchNorm
 from kdcore.losses.features import mean_squared_error
 from kdcore.losses.maps import Connectors
-from kdcore.losses.term import Term
+from kdcore.terms import Term
 from kdcore.types import Batch, Outputs, Probe
 
 

@@ -14,8 +14,8 @@ from kdcore.batch_norm import BatchNorm
 from kdcore.losses.ddim import NUM_TIMES, denoised, signal_shares
 from kdcore.losses.features import mean_squared_error
 from kdcore.losses.maps import Connectors
-from kdcore.losses.term import Term
 from kdcore.philox import normal, uniform
+from kdcore.terms import Term
 from kdcore.types import Batch, Outputs, Probe
 
 

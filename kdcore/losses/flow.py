@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kdcore.checks import check_same_shape
 from kdcore.losses.maps import Connectors
-from kdcore.losses.term import Term
+from kdcore.terms import Term
 from kdcore.types import Batch, Outputs, Probe
 
 Pool = Literal["average", "max"]

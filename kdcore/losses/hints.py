@@ -15,8 +15,9 @@ from kdcore.batch_norm import BatchNorm
 from kdcore.checks import check_same_shape
 from kdcore.losses.features import mean_squared_error
 from kdcore.losses.maps import Connectors
-from kdcore.losses.term import Term
 from kdcore.projectors import regressor
+from kdcore.reuse import PROJECTOR
+from kdcore.terms import Term
 from kdcore.types import Batch, Outputs, Probe
 
 
@@ -140,8 +141,9 @@ class ReusableMap(Term):
     .. math:: \mathrm{mean} \, (P(s) - t)^2
 
     Behind the bottleneck the student needs no classifier of its own: ``kdcore.reuse`` puts the
-    teacher's there, so that cross-entropy has weight 0. The bottleneck ends in a ReLU: the
-    teacher's map must be one from after it. More pairs than the last one are summed.
+    teacher's there, so that cross-entropy has weight 0. The bottleneck P is then a part of the
+    student, whose layer "projector" is compared as it is; any other layer has one in this term. It
+    ends in a ReLU: the teacher's map must be one from after it. More pairs are summed.
 
     Source: Chen and others 2022 (SimKD), arXiv:2203.14001.
     """
@@ -149,11 +151,9 @@ class ReusableMap(Term):
     def __init__(self, layers: Mapping[str, str], probe: Probe, *, reduction: int = 2) -> None:
         super().__init__()
         self.maps = Connectors(layers, probe, partial(bottleneck, reduction=reduction))
-
-    @property
-    def bottleneck(self) -> nn.Module:
-        """The one of the deepest pair, for the teacher's classifier to stand behind."""
-        return self.maps.connectors[-1]
+        for place, pair in enumerate(self.maps.pairs):
+            if pair.student == PROJECTOR:
+                self.maps.connectors[place] = nn.Identity()
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Float[Tensor, ""]:
         errors = [mean_squared_error(*pair) for pair in self.maps(student, teacher)]

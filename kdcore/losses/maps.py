@@ -9,8 +9,8 @@ from typing import NamedTuple
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from kdcore.losses.term import feature_of, present
 from kdcore.projectors import projector, same_resolution
+from kdcore.terms import feature_of, present
 from kdcore.types import Outputs, Probe
 
 # from the student's shape to the teacher's, (B, C, H, W) both

@@ -10,8 +10,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from kdcore.losses.maps import Connectors
-from kdcore.losses.term import Term
 from kdcore.philox import uniform
+from kdcore.terms import Term
 from kdcore.types import Batch, Outputs, Probe
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from kdcore.batch_norm import BatchNorm
 from kdcore.losses.features import mean_squared_error
 from kdcore.losses.maps import as_map, map_pairs
-from kdcore.losses.term import Term, present
+from kdcore.terms import Term, present
 from kdcore.types import Batch, Outputs, Probe
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from kdcore.checks import check_num_classes, check_same_shape
 from kdcore.losses.logits import divergences, kd
-from kdcore.losses.term import Term, present
+from kdcore.terms import Term, present
 from kdcore.types import Batch, Outputs, Probe
 
 

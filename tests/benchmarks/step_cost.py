@@ -5,6 +5,7 @@ ResNet-8x4, 64 pictures of 32x32, one thread, float32, forward, backward and SGD
 the plain student's step, a plain torch loop of kd, and each loss once each way, so that what else
 the machine does meets all; the median over rounds of the ratio within a round is printed. Where
 torchdistill is installed (the extra `bench`), its loss of the same name runs in the same rounds.
+What it prints is kept in results/step_cost.md.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from kdcore.taps import Tapped
 from kdcore.teachers import freeze, teacher_outputs
 from kdcore.types import Batch, Outputs, Probe
 from pipelines.data import TeacherRows
+from pipelines.tracking import commit
 
 ROWS, CLASSES, DATASET = 64, 100, 50_000
 STAGES = ("layer1", "layer2", "layer3")
@@ -166,9 +168,12 @@ def main(rounds: int, keys: list[str]) -> None:
     def ratio(name: tuple[str, str], to: tuple[str, str]) -> float:
         return median(a / b for a, b in zip(times[name], times[to], strict=True))
 
+    command = f"step_cost.py {rounds} {' '.join(keys)}"
+    print(f"# CPU time of one step, as a multiple of the plain student's\n\n`{command}` at commit")
+    print(f"{commit().get('mlflow.source.git.commit', '(none)')}, one thread.\n")
     alone = ("student", "plain")
     plain = ratio(("kd", "plain"), alone)
-    print(f"student alone {median(times[alone]):.0f} ms, kd in plain torch {plain:.2f}x")
+    print(f"Student alone {median(times[alone]):.0f} ms, kd in plain torch {plain:.2f}x.\n")
     print(
         "| loss | from cache | asked | online | torchdistill, online |\n|---|---:|---:|---:|---:|"
     )
@@ -181,7 +186,7 @@ def main(rounds: int, keys: list[str]) -> None:
         print(f"| {key} | {cached} | {asked} | {online} | {theirs} |")
     if "kd" in keys:
         beside = ratio(("kd", "online"), ("kd", "plain"))
-        print(f"kd online beside the plain loop: {beside:.3f} (asked 1.05)")
+        print(f"\nkd online beside the plain loop: {beside:.3f} (asked 1.05)")
 
 
 if __name__ == "__main__":

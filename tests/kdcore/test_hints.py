@@ -112,20 +112,25 @@ def test_a_student_with_the_teacher_s_map_has_the_teacher_s_logits(
     torch.testing.assert_close(reused(image), teacher(image).logits)
 
 
-def test_a_reused_classifier_stands_behind_the_bottleneck_that_simkd_trains(
+def test_a_reused_classifier_stands_behind_a_bottleneck_that_simkd_trains(
     pair: tuple[Tapped, Tapped],
 ) -> None:
     student, teacher = pair
     image = torch.randn(3, 3, 8, 8)
-    batch = Batch(image, torch.arange(3), torch.arange(3), teacher(image))
-    seen = student(image)
-    term = LOSSES["simkd"].build({}, {"block3": "block3"}, Probe(seen, batch)).eval()
-    tapped = Tapped(ReusedClassifier(student.net, "block3", term.bottleneck, teacher.head))
-    embedding = term.bottleneck(seen.features["block3"]).mean(dim=(2, 3))
-    torch.testing.assert_close(tapped(image).features["embedding"], embedding)
+    taught = teacher(image)
+    shapes = [outputs.features["block3"].shape for outputs in (student(image), taught)]
+    between = bottleneck(*shapes)
+    net = ReusedClassifier(student.net, "block3", between, teacher.head)
+    tapped = Tapped(net, ["projector"])
+    seen = tapped(image)
+    batch = Batch(image, torch.arange(3), torch.arange(3), taught)
+    term = LOSSES["simkd"].build({}, {"projector": "block3"}, Probe(seen, batch))
+    assert not list(term.parameters())
+    difference = seen.features["projector"] - taught.features["block3"]
+    value = term(seen, taught, batch)
+    torch.testing.assert_close(value, difference.square().mean())
     torch.testing.assert_close(tapped.head, teacher.head)
-    asking = {name for name, held in tapped.named_parameters() if held.requires_grad}
-    assert asking == {
-        *(f"net.student.net.{name}" for name, _ in student.net.named_parameters()),
-        *(f"net.projector.{name}" for name, _ in term.bottleneck.named_parameters()),
-    }
+    value.backward()
+    trained = {name for name, held in tapped.named_parameters() if held.grad is not None}
+    assert trained == {name for name, held in tapped.named_parameters() if held.requires_grad}
+    assert {name.split(".")[1] for name in trained} == {"student", "projector"}

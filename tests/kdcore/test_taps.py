@@ -94,6 +94,12 @@ def test_the_gradient_of_a_feature_reaches_the_layers_before_it_alone(
     assert net.classifier.weight.grad is None
 
 
+def test_a_layer_may_go_by_an_alias(net: nn.Module, image: Tensor) -> None:
+    outputs = Tapped(net, ["deep", "block1"], aliases={"deep": "block2.0"})(image)
+    same(outputs.features["deep"], Tapped(net, ["block2.0"])(image).features["block2.0"])
+    assert set(outputs.features) == {"deep", "block1", "embedding"}
+
+
 @pytest.mark.parametrize(("name", "nearest"), [("blok2", "block2"), ("embeding", "embedding")])
 def test_an_unknown_layer_is_refused_with_the_nearest_name(
     net: nn.Module, name: str, nearest: str

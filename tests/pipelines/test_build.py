@@ -16,9 +16,8 @@ from kdcore.schedules import Cosine, Warmup
 from kdcore.step import DistillStep
 from kdcore.types import Batch
 from pipelines.build import build_step, build_student, build_teacher
-from pipelines.config import RunConfig
+from pipelines.config import RunConfig, TeacherConfig
 from pipelines.models import build_network, save_weights
-from pipelines.networks import ModelConfig
 from pipelines.sources import Pictures
 from pipelines.space import changed
 from pipelines.strict import validated
@@ -47,7 +46,7 @@ def batch_of(run: RunConfig) -> Batch:
     torch.manual_seed(3)
     image = torch.randn(4, 1, 8, 8)
     ((label, teacher),) = run.teachers.items()
-    tapped = build_teacher(teacher.network, PICTURES, run.teacher_layers.get(label, ()))
+    tapped = build_teacher(teacher, PICTURES, run.teacher_layers.get(label, ()))
     return Batch(image, torch.tensor([0, 1, 2, 3]), torch.arange(4), tapped(image))
 
 
@@ -130,7 +129,7 @@ def test_networks_that_cannot_be_built_are_refused_by_place() -> None:
     model = {"name": "convnet", "params": {"widht": 3}}
     with pytest.raises(ValueError, match=r"^student: unknown parameter of network convnet 'widht'"):
         step_of({"ce": {}}, student=model)
-    with pytest.raises(ValueError, match=r"^teacher: unknown parameter of network convnet 'widht'"):
+    with pytest.raises(ValueError, match=r"^teacher: student: unknown parameter of network"):
         step_of({"kd": {}}, teacher={"run": {**BASE, "student": model}})
 
 
@@ -185,12 +184,12 @@ def test_a_run_of_one_identity_has_one_step_whatever_the_order_of_its_losses() -
 
 def test_the_probe_needs_no_weights_of_the_teacher_but_the_teacher_does(tmp_path: Path) -> None:
     path = tmp_path / "teacher.safetensors"
-    model = ModelConfig(name="resnet8", weights=path, params={"width": 3})
+    model = TeacherConfig(name="resnet8", weights=path, params={"width": 3})
     run = run_of({"kd": {}}, teacher=model.model_dump())
     assert list(build_step(run, PICTURES).terms) == ["kd"]
     with pytest.raises(ValueError, match=r"^teacher: no weights at .*teacher\.safetensors"):
         build_teacher(model, PICTURES, ())
-    bare = model.model_copy(update={"weights": None})
+    bare = model.network.model_copy(update={"weights": None})
     trained = build_network(bare, num_classes=5, in_channels=1)
     save_weights(trained.state_dict(), path)
     teacher = build_teacher(model, PICTURES, ("layer1",))
@@ -198,7 +197,7 @@ def test_the_probe_needs_no_weights_of_the_teacher_but_the_teacher_does(tmp_path
 
 
 def test_a_teacher_is_frozen_and_tapped() -> None:
-    teacher = build_teacher(ModelConfig(name="resnet8"), PICTURES, ("layer1", "embedding"))
+    teacher = build_teacher(run_of({"kd": {}}).teachers["run"], PICTURES, ("layer1", "embedding"))
     assert not teacher.training
     assert not any(parameter.requires_grad for parameter in teacher.parameters())
     outputs = teacher(torch.zeros(2, 1, 8, 8))

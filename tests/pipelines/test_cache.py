@@ -43,7 +43,7 @@ def pictures(run: RunConfig) -> Pictures:
 def teacher_of(run: RunConfig, pictures: Pictures, layers: tuple[str, ...] = ("block1",)) -> Tapped:
     assert run.teacher is not None
     torch.manual_seed(7)
-    return build_teacher(run.teacher.network, pictures, layers)
+    return build_teacher(run.teacher, pictures, layers)
 
 
 def write(run: RunConfig, pictures: Pictures, watch: Any = quiet) -> Path:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from typer.testing import CliRunner
 
 from kdcore.losses import LOSSES, Stateful, Term
-from kdcore.losses.term import feature_of, present
+from kdcore.terms import feature_of, present
 from kdcore.types import Batch, Outputs, Probe
 from pipelines import cache, cli, jobs
 from pipelines.build import build_step, build_teacher, checked
@@ -90,9 +90,9 @@ def made_ready(run: RunConfig) -> Inputs:
     pictures = read_pictures(run.data, "train")
     teachers = {}
     for label, teacher in run.teachers.items():
-        tapped = build_teacher(teacher.network, pictures, run.teacher_layers.get(label, ()))
+        tapped = build_teacher(teacher, pictures, run.teacher_layers.get(label, ()))
         if teacher.source == "live":
-            teachers[label] = Teacher(teacher.network, live=tapped)
+            teachers[label] = Teacher(Path("none"), live=tapped)
             continue
         every, said = np.arange(len(pictures.label)), []
         for number in range(run.data.views + 1):
@@ -104,7 +104,7 @@ def made_ready(run: RunConfig) -> Inputs:
         }
         logits = np.stack([outputs.logits.half().numpy() for outputs in said])
         rows = TeacherRows(logits, features, said[0].classifier)
-        teachers[label] = Teacher(teacher.network, rows=rows)
+        teachers[label] = Teacher(Path("none"), rows=rows)
     return Inputs(pictures, teachers)
 
 
@@ -175,7 +175,7 @@ def test_a_teacher_that_a_trial_does_not_hear_is_not_run() -> None:
 def test_a_listed_teacher_has_the_cache_that_it_has_alone() -> None:
     two, pictures = run_of(MIXED), read_pictures(run_of(MIXED).data, "train")
     for label, teacher in two.teachers.items():
-        tapped = build_teacher(teacher.network, pictures, ("block2",))
+        tapped = build_teacher(teacher, pictures, ("block2",))
         alone = run_of({"kd": {}}, teacher_of(label))
         content = cache.contents(two.taught_by(label), pictures, tapped)
         assert content == cache.contents(alone.taught_by(label), pictures, tapped)
@@ -189,7 +189,7 @@ def test_runs_and_caches_of_one_teacher_keep_their_names() -> None:
     run = validated(RunConfig, {**BASE, "teacher": teacher, "losses": {"kd": told}}, where="toy")
     assert run.folder.name == "run-2fd8c0cacffa"
     pictures = Pictures(np.zeros((20, 1, 8, 8), dtype=np.uint8), np.arange(20) % 5, 5)
-    tapped = build_teacher(run.teachers["run"].network, pictures, ("block1",))
+    tapped = build_teacher(run.teachers["run"], pictures, ("block1",))
     with torch.no_grad():
         for held in tapped.net.state_dict().values():
             held.fill_(1)

@@ -1,0 +1,87 @@
+"""The student's network as it is trained, and as it is used afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from kdcore.checks import unknown_name
+from kdcore.expansion import ExpandedStudent
+from kdcore.kdiffusion.branches import add_branches, branch_taps
+from kdcore.kdiffusion.fuse import fuse
+from kdcore.losses.hints import bottleneck
+from kdcore.reuse import ReusedClassifier
+from kdcore.taps import Tapped
+from kdcore.terms import present
+from kdcore.types import Outputs
+from pipelines.networks import ExpandConfig, ReuseConfig, StudentConfig
+
+
+def as_trained(
+    config: StudentConfig, net: nn.Module, image: Tensor, teacher: Outputs | None
+) -> nn.Module:
+    """The network in the form that its configuration gives it for training.
+
+    ``image`` is a small batch, and ``teacher`` what the teacher says about it, for the shapes.
+    """
+    if config.branches is not None:
+        form = config.branches
+        return add_branches(
+            net,
+            form.stages,
+            form.count,
+            kinds=form.kinds,
+            scale=form.scale,
+            batch_norm=form.batch_norm,
+            image=image,
+        )
+    form = config.reuse or config.expand
+    if form is None:
+        return net
+    return _joined(net, form, image, present(teacher)).train()
+
+
+def _joined(
+    net: nn.Module, form: ReuseConfig | ExpandConfig, image: Tensor, teacher: Outputs
+) -> nn.Module:
+    with torch.no_grad():
+        own = Tapped(net.eval(), [form.layer])(image).features[form.layer].shape
+    there = teacher.features[form.teacher_layer].shape
+    for whose, shape in (("student", own), ("teacher", there)):
+        if len(shape) != 4:
+            raise ValueError(f"expected a map (B, C, H, W) of the {whose}'s, got {tuple(shape)}")
+    if isinstance(form, ExpandConfig):
+        return ExpandedStudent(net, form.layer, channels=own[1], width=form.copies * there[1])
+    if teacher.classifier is None:
+        raise ValueError("the teacher's outputs carry no classifier to reuse")
+    between = bottleneck(own, there, reduction=form.reduction)
+    return ReusedClassifier(net, form.layer, between, teacher.classifier)
+
+
+def as_used(net: nn.Module) -> nn.Module:
+    """A copy as plain as it can be: branches fused into one layer, an expansion folded away.
+
+    In evaluation mode it computes what ``net`` does, up to rounding.
+    """
+    net = net.eval()
+    return net.folded() if isinstance(net, ExpandedStudent) else fuse(net)
+
+
+def layer_of(net: nn.Module, name: str) -> nn.Module:
+    """The layer of that name; ValueError with the nearest name where there is none."""
+    path, modules = layer_names(net).get(name, name), dict(net.named_modules())
+    if path not in modules:
+        raise ValueError(unknown_name("layer", name, {*layer_names(net), *modules} - {""}))
+    return modules[path]
+
+
+def layer_names(net: nn.Module) -> Mapping[str, str]:
+    """Names of layers beside their paths: those of the plain network, and ``STAGE.branches``."""
+    names = {f"{stage}.branches": path for stage, path in branch_taps(net).items()}
+    if isinstance(net, ReusedClassifier | ExpandedStudent):
+        own = {name for name, _ in net.named_children()}
+        plain = [name for name, _ in net.student.net.named_modules() if name]
+        names |= {name: f"student.net.{name}" for name in plain if name not in own}
+    return names

@@ -107,7 +107,7 @@ def build_step(
 
     Raises ValueError, naming the loss, where it cannot compare what it is given.
     """
-    probe = _probe(run, pictures)
+    probe = probe_of(run, pictures)
     if run.diagnostics.bounds:
         _check_widths(_hearing(probe, run.diagnostics.teacher))
     student = build_student(run, pictures, classifiers)
@@ -162,7 +162,7 @@ def _check_widths(probe: Probe) -> None:
         )
 
 
-def _probe(run: RunConfig, pictures: Pictures) -> Probe:
+def probe_of(run: RunConfig, pictures: Pictures) -> Probe:
     """Two blank pictures through all networks, whose weights do not matter here."""
     image = _blank(run, pictures)
     said = {label: _said(run, label, pictures, image) for label in run.heard}

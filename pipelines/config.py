@@ -23,6 +23,7 @@ from kdcore.checks import unknown_name
 from kdcore.losses import LOSSES
 from kdcore.taps import EMBEDDING
 from kdcore.teachers import Ensemble
+from pipelines.formats import LogitsFormat, TopConfig
 from pipelines.networks import ModelConfig
 from pipelines.optimizer import OptimizerConfig
 from pipelines.strict import Strict
@@ -40,6 +41,7 @@ class TeacherConfig(Strict):
     run: RunConfig | None = None
     source: Literal["cached", "live"] = "cached"
     precision: Literal["fp32", "bf16"] = "fp32"  # of the teacher's forward pass
+    logits: LogitsFormat = "float16"  # how a cache keeps them: or uint8, or {top: 10}
 
     @model_validator(mode="after")
     def _one_origin(self) -> TeacherConfig:
@@ -51,6 +53,8 @@ class TeacherConfig(Strict):
                 "a teacher is either `name: NETWORK` with `weights: FILE`, or `run: RUN.yaml`, "
                 "whose best student it is"
             )
+        if self.source == "live" and self.logits != "float16":
+            raise ValueError("logits: how a cache keeps them, and the teacher's source is live")
         _ = self.network
         return self
 
@@ -63,7 +67,10 @@ class TeacherConfig(Strict):
     def identity_content(self) -> dict[str, Any]:
         """Every value that decides what it says: weights by content, a run by its identity."""
         own = {"weights": _file_digest(self.weights), "run": self.run and self.run.identity}
-        return self.model_dump(mode="json", exclude={"label"}) | own
+        content = self.model_dump(mode="json", exclude={"label", "logits"}) | own
+        if isinstance(self.logits, TopConfig):
+            return content | {"logits": {"top": self.logits.top}}
+        return content if self.logits == "float16" else content | {"logits": self.logits}
 
     @property
     def network(self) -> ModelConfig:
@@ -96,6 +103,7 @@ class DataConfig(Strict):
     augment: AugmentConfig = AugmentConfig()
     mean: tuple[float, ...] = (0.5,)
     std: tuple[PositiveFloat, ...] = (0.25,)
+    spool: Path | None = None  # where rows are unpacked that are more than the memory holds
 
     @model_validator(mode="after")
     def _augments_views(self) -> DataConfig:
@@ -149,7 +157,7 @@ class RunConfig(Strict):
     seed: NonNegativeInt = 0
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     runs: Path = Path("runs")  # where finished runs are kept
-    caches: Path = Path("caches")  # where teacher caches are kept; or one cache
+    caches: str = "caches"  # where teacher caches are kept, a path or s3://, gs://; or one cache
 
     @field_validator("losses", mode="before")
     @classmethod
@@ -268,10 +276,15 @@ class RunConfig(Strict):
         """Of every teacher that is heard the layers that are read, sorted; always the embedding."""
         return {label: tuple(sorted({EMBEDDING, *self._layers_of(label)})) for label in self.heard}
 
+    def hearing(self, teacher: str) -> Mapping[str, LossConfig]:
+        """The terms that listen to a teacher, by its name or among others."""
+        return {
+            label: term for label, term in self.active.items() if term.teacher in (teacher, None)
+        }
+
     def _layers_of(self, teacher: str) -> Iterator[str]:
-        for term in self.active.values():
-            if term.teacher in (teacher, None):
-                yield from term.layers.values()
+        for term in self.hearing(teacher).values():
+            yield from term.layers.values()
 
     def called(self, label: str) -> str:
         """A teacher in words, which needs its label only beside others."""
@@ -299,7 +312,8 @@ class RunConfig(Strict):
         control of every sweep is one run. A dataset counts by its name and root, not its content.
         """
         content = self.model_dump(mode="json", exclude={"name", "runs", "caches"})
-        del content["data"]["download"]
+        for where in ("download", "spool"):
+            del content["data"][where]
         content["student"]["weights"] = _file_digest(self.student.weights)
         content["losses"] = {label: content["losses"][label] for label in self.active}
         self._identify_teachers(content)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,16 +11,17 @@ from torch import Tensor
 
 from kdcore.types import Batch, Classifier, Outputs
 from pipelines.config import RunConfig
+from pipelines.rows import Rows
 from pipelines.sources import Pictures, split
 from pipelines.views import normalised, permutation, view
 
 
 @dataclass(frozen=True)
 class TeacherRows:
-    """A teacher cache in memory, addressed by view and row number."""
+    """A teacher cache, addressed by view and then by row number."""
 
-    logits: np.ndarray  # (views + 1, N, K) float16
-    features: Mapping[str, np.ndarray]  # layer -> (views + 1, N, ...) float16
+    logits: Sequence[Rows]  # of each view (N, K)
+    features: Mapping[str, Sequence[Rows]]  # layer -> of each view (N, ...)
     classifier: Classifier | None = None
 
     def outputs(self, number: int, rows: np.ndarray) -> Outputs:
@@ -121,5 +122,5 @@ def whole(run: RunConfig, pictures: Pictures) -> Iterator[Batch]:
         )
 
 
-def _tensor(held: np.ndarray, rows: np.ndarray) -> Tensor:
+def _tensor(held: Rows, rows: np.ndarray) -> Tensor:
     return torch.from_numpy(held[rows]).float()

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
 
 from kdcore.types import Classifier
-from pipelines import cache
 from pipelines.build import build_student, build_teacher, checked
+from pipelines.cache.columns import columns_of
+from pipelines.cache.manifest import cache_store, contents, fingerprint, is_complete
+from pipelines.cache.read import read_cache
+from pipelines.cache.write import write_cache
 from pipelines.cluster import cluster
 from pipelines.config import RunConfig, TeacherConfig, plain
 from pipelines.data import Reader, TeacherRows, whole
@@ -83,22 +87,18 @@ def _ready(
     if run.teachers[label].source == "live":
         return Teacher(network, live=teacher)
     alone = run.taught_by(label)
-    content = cache.contents(alone, pictures, teacher)
-    folder = cache.cache_folder(alone, content)
-    if not cache.is_complete(folder, run.data.views):
+    content = contents(alone, pictures, teacher)
+    store, columns = cache_store(alone, content), columns_of(run.teachers[label].logits, teacher)
+    if not is_complete(store, columns, run.data.views):
         stage = "cache" if len(run.teachers) == 1 else f"cache {label}"
         with cluster(verbose=verbose):
-            cache.write_cache(
-                alone, pictures, teacher, folder, lambda done, total: watch(stage, done, total, "")
-            )
-    rows = cache.read_cache(
-        folder, views=run.data.views, layers=content["layers"], count=len(pictures.label)
-    )
+            write_cache(alone, pictures, teacher, store, columns, partial(watch, stage))
+    rows = read_cache(store, columns, pictures, views=run.data.views, spool=run.data.spool)
     rows = replace(rows, classifier=Classifier(*(held.detach() for held in teacher.head)))
     return Teacher(
         network,
         rows=rows,
-        fingerprint=cache.fingerprint_of(folder),
+        fingerprint=fingerprint(content),
         accuracy=_accuracy(run, pictures, rows),
     )
 

@@ -37,9 +37,7 @@ def run_trials(
     # trials that drive workers hold no CPU: more of them than fit would fight for their workers
     fitting = max(1, workers_at_once() // config.base.workers)
     concurrent = min(fitting, config.search.max_concurrent or fitting)
-    base = config.base.model_copy(
-        update={"runs": config.base.runs.absolute(), "caches": config.base.caches.absolute()}
-    )
+    base = config.base.model_copy(update={"runs": config.base.runs.absolute()})
     references = {key: ray.put(held) for key, held in inputs.items()}
     trainable = tune.with_parameters(
         run_trial, base=base, references=references, threads=max(1, num_cores() // concurrent)

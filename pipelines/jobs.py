@@ -13,6 +13,8 @@ import numpy as np
 from kdcore.types import Classifier
 from pipelines.build import build_student, build_teacher, checked
 from pipelines.cache.columns import columns_of
+from pipelines.cache.forward import PartWriter
+from pipelines.cache.inspection import damaged_files, greatest_differences
 from pipelines.cache.manifest import cache_store, contents, fingerprint, is_complete
 from pipelines.cache.read import read_cache
 from pipelines.cache.write import write_cache
@@ -101,6 +103,37 @@ def _ready(
         fingerprint=fingerprint(content),
         accuracy=_accuracy(run, pictures, rows),
     )
+
+
+def cache_faults(run: RunConfig, *, watch: Watch, tracker: Tracker) -> Mapping[str, list[str]]:
+    """What is wrong with the caches of a run's teachers, by label: nothing, if they are sound.
+
+    Every finished file is read again, and the teacher says again what it said of some rows.
+
+    Raises ValueError for a cache that is not written yet.
+    """
+    pictures = checked(run)
+    faults = {}
+    for label, layers in run.teacher_layers.items():
+        if run.teachers[label].source == "live":
+            continue
+        network = teacher_network(run.teachers[label], watch=watch, tracker=tracker)
+        teacher = build_teacher(network, pictures, layers, place=run.called(label))
+        alone = run.taught_by(label)
+        store = cache_store(alone, contents(alone, pictures, teacher))
+        columns = columns_of(run.teachers[label].logits, teacher)
+        if not is_complete(store, columns, run.data.views):
+            raise ValueError(f"cache {store} is not complete; run `kd cache` first")
+        faults[label] = [f"{name} is gone or has changed" for name in damaged_files(store)]
+        if not faults[label]:
+            writer = PartWriter(alone, pictures, teacher, store, device=pick_device())
+            off = greatest_differences(store, columns, writer, np.random.default_rng())
+            faults[label] = [
+                f"{store / name}: the teacher differs by {times:.3g} times what is tolerated"
+                for name, times in off.items()
+                if times > 1
+            ]
+    return faults
 
 
 def teacher_network(teacher: TeacherConfig, *, watch: Watch, tracker: Tracker) -> ModelConfig:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PARQUET = ("columns", "forward", "parts", "read", "storage")
+PARQUET = ("columns", "forward", "inspection", "parts", "read", "storage")
 # who may know a library; numpy and torch are everyone's
 OWNERS = {
     "PIL": {"sources"},

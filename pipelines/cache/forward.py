@@ -55,6 +55,19 @@ class PartWriter:
             receipts[column.folder] = receipt_of(content, num_rows=len(part.rows))
         return receipts
 
+    def said(self, view: int, rows: np.ndarray) -> tuple[np.ndarray, Outputs]:
+        """The checksum of each picture of a view, and what the teacher says of it."""
+        image = view_of(self.run, self.pictures, rows, view)
+        crc = np.array([zlib.crc32(one.numpy()) for one in image], np.uint32)
+        data = self.run.data
+        pixels = normalised(image.to(self.device), mean=data.mean, std=data.std)
+        outputs = teacher_outputs(
+            self.teacher,
+            pixels.contiguous(memory_format=torch.channels_last),
+            precision=teacher_precision(self.run.teacher),
+        )
+        return crc, outputs
+
     def _named(self, part: Part, column: Column, crc: np.ndarray, held: pa.Table) -> pa.Table:
         """The rows with their numbers, beside logits with their labels and checksums too."""
         named = {SAMPLE: pa.array(part.rows, pa.int64())}
@@ -69,19 +82,9 @@ class PartWriter:
         """Checksums of pictures, and each column's Parquet of them, a forward pass at a time."""
         for start in range(0, len(part.rows), ROWS_PER_FORWARD):
             rows = part.rows[start : start + ROWS_PER_FORWARD]
-            image = view_of(self.run, self.pictures, rows, part.view)
-            crc = np.array([zlib.crc32(one.numpy()) for one in image], np.uint32)
-            outputs, label = self._outputs(image), self.pictures.label[rows]
+            crc, outputs = self.said(part.view, rows)
+            label = self.pictures.label[rows]
             yield crc, [pa.table(column.encoded(outputs, label)) for column in columns]
-
-    def _outputs(self, image: torch.Tensor) -> Outputs:
-        data = self.run.data
-        pixels = normalised(image.to(self.device), mean=data.mean, std=data.std)
-        return teacher_outputs(
-            self.teacher,
-            pixels.contiguous(memory_format=torch.channels_last),
-            precision=teacher_precision(self.run.teacher),
-        )
 
     def _check_replay(self, part: Part, crc: np.ndarray) -> None:
         """What is added is of the pictures that the cache has already seen."""

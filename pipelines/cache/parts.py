@@ -18,6 +18,7 @@ from pipelines.config import RunConfig
 from pipelines.sources import split
 
 ROWS_PER_FILE = 2048
+PART = "part"
 
 Receipt = Mapping[str, Any]  # of a file: its rows, its bytes and its checksum
 
@@ -32,7 +33,7 @@ class Part:
 
     @property
     def file(self) -> str:
-        return f"part-{self.number:05d}.parquet"
+        return f"{PART}-{self.number:05d}.parquet"
 
 
 def parts_of(run: RunConfig, count: int, *, rows_per_file: int) -> list[list[Part]]:
@@ -86,6 +87,9 @@ class Group:
                 self.receipts[part.file] = _receipt_of_file(self.folder, part)
         files = {part.file: self.receipts[part.file] for part in self.parts}
         mark(self.store, self.column.folder, self.view, files)
+        for name in self.folder.listed():  # that someone was killed while writing
+            if name.startswith(f".{PART}"):
+                self.folder.remove(name)
 
 
 def receipt_of(content: pa.Buffer, *, num_rows: int) -> Receipt:

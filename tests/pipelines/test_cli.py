@@ -140,6 +140,27 @@ def test_a_cache_of_another_teacher_is_refused_before_training(
     assert trained == {"toy_teacher"}
 
 
+def test_a_cache_is_told_of_checked_and_cleaned_up(
+    kd: Kd, toy_run: Path, workdir: Path, local_ray: None
+) -> None:
+    assert kd("cache", toy_run, "--verify").exit_code == 2
+    assert kd("cache", toy_run).exit_code == 0
+    (folder,) = (workdir / "caches").iterdir()
+    told = kd("cache", toy_run, "--info")
+    assert told.exit_code == 0
+    assert folder.name in told.stdout
+    assert "1,040" in told.stdout
+    assert kd("cache", toy_run, "--verify").exit_code == 0
+    file = folder / "logits" / "view=0001" / "part-00000.parquet"
+    file.write_bytes(file.read_bytes() + b"more")
+    result = kd("cache", toy_run, "--verify")
+    assert result.exit_code == 1
+    assert f"{file} is gone or has changed" in result.stdout
+    assert "nothing" in kd("cache", toy_run, "--prune").stdout
+    (file.parent / "_SUCCESS").unlink()
+    assert f"removed {file.parent}" in kd("cache", toy_run, "--prune").stdout
+
+
 def test_debug_shows_the_traceback(kd: Kd, toy_run: Path) -> None:
     result = kd("check", toy_run, "--set", "epoch=3", "--debug")
     assert isinstance(result.exception, ValueError)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -14,6 +15,9 @@ from pipelines.config import RunConfig
 from pipelines.rows import Rows
 from pipelines.sources import Pictures, split
 from pipelines.views import normalised, permutation, view
+
+# of float pictures made at once: they stay in a core's cache until their batch is used
+BYTES_AT_ONCE = 4 * 2**20
 
 
 @dataclass(frozen=True)
@@ -34,8 +38,11 @@ class Reader:
     """The batches of one worker of one run: a pure function of the run and the epoch.
 
     Every worker's rows are its slice of the same batches of the run, so that the union over
-    workers does not depend on their number. The last rows of an epoch that fill no batch are left
-    out, others every time; evaluation leaves out nothing.
+    workers does not depend on their number. Rows lie in memory or in files, which makes no
+    difference to any batch or its place.
+
+    The last rows of an epoch that fill no batch are left out, others every epoch: a smaller batch
+    would weigh its rows more, and could not be shared alike. Evaluation leaves out nothing.
     """
 
     run: RunConfig
@@ -64,17 +71,20 @@ class Reader:
     def batches_per_epoch(self) -> int:
         return len(self.train_rows) // self.run.batch_size
 
-    def train(self, epoch: int) -> Iterator[Batch]:
-        """The epoch's batches, each of ``batch_size / workers`` rows, all in the epoch's view."""
+    def train(self, epoch: int, *, start: int = 0) -> Iterator[Batch]:
+        """The epoch's batches, each of ``batch_size / workers`` rows, all in the epoch's view.
+
+        From ``start``, of ``batches_per_epoch``, on: what an epoch that was broken off still lacks.
+        """
         views = self.run.data.views
         number = 1 + epoch % views if views else 0
         order = permutation(len(self.train_rows), seed=self.run.seed, epoch=epoch, stream="order")
         rows = self.train_rows[order.numpy()]
         share = self.run.batch_size // self.workers
-        for start in range(0, self.batches_per_epoch * self.run.batch_size, self.run.batch_size):
-            mine = start + self.rank * share
-            done = epoch + start / len(rows)
-            yield self._batch(rows[mine : mine + share], number, epoch=done)
+        starts = [batch * self.run.batch_size for batch in range(start, self.batches_per_epoch)]
+        mine = [rows[first + self.rank * share :][:share] for first in starts]
+        for first, batch in zip(starts, self._batches(mine, number), strict=True):
+            yield replace(batch, epoch=epoch + first / len(rows))
 
     def validation(self) -> Iterator[Batch]:
         """This worker's share of the validation split, unaugmented."""
@@ -85,18 +95,45 @@ class Reader:
         yield from self._unaugmented(self.validation_rows[:limit])
 
     def _unaugmented(self, rows: np.ndarray) -> Iterator[Batch]:
-        for start in range(0, len(rows), self.run.batch_size):
-            yield self._batch(rows[start : start + self.run.batch_size], 0)
+        size = self.run.batch_size
+        yield from self._batches([rows[at : at + size] for at in range(0, len(rows), size)], 0)
 
-    def _batch(self, rows: np.ndarray, number: int, *, epoch: float = 0.0) -> Batch:
+    def _batches(self, rows: Sequence[np.ndarray], number: int) -> Iterator[Batch]:
+        """A batch for each array of rows; several are made at once, and then taken apart.
+
+        Small batches would spend their time on calling torch; every row of a batch is a function of
+        its own number, so that it does not matter with which others it is made.
+        """
+        most = max(1, BYTES_AT_ONCE // (self.pictures.image[:1].nbytes * 4))  # of float32 pixels
+        together = max(1, most // self.run.batch_size)
+        for at in range(0, len(rows), together):
+            few = rows[at : at + together]
+            batch = self._batch(np.concatenate(few), number)
+            ends = np.cumsum([0, *(len(one) for one in few)])
+            yield from (_part(batch, slice(*pair)) for pair in pairwise(ends.tolist()))
+
+    def _batch(self, rows: np.ndarray, number: int) -> Batch:
         image = view_of(self.run, self.pictures, rows, number)
         return Batch(
             image=normalised(image, mean=self.run.data.mean, std=self.run.data.std),
             label=torch.from_numpy(self.pictures.label[rows]),
             index=torch.from_numpy(rows),
-            epoch=epoch,
             teachers={label: said.outputs(number, rows) for label, said in self.teachers.items()},
         )
+
+
+def _part(batch: Batch, rows: slice) -> Batch:
+    """Some rows of a batch, which share its memory."""
+    teachers = {
+        label: Outputs(
+            said.logits[rows],
+            {layer: feature[rows] for layer, feature in said.features.items()},
+            said.classifier,
+        )
+        for label, said in batch.teachers.items()
+    }
+    pictures = (batch.image[rows], batch.label[rows], batch.index[rows])
+    return Batch(*pictures, teachers=teachers)
 
 
 def view_of(run: RunConfig, pictures: Pictures, rows: np.ndarray, number: int) -> Tensor:

@@ -31,26 +31,23 @@ class FileRows:
 
     path: Path
     offset: int  # bytes before the first row
-    count: int
-    shape: tuple[int, ...]  # of one row
+    shape: tuple[int, ...]  # of all rows, as of an array
     dtype: str
 
-    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
-        taken = np.empty((len(rows), *self.shape), self.dtype)
-        length = prod(self.shape) * taken.itemsize
+    def __getitem__(self, rows: np.ndarray | slice) -> np.ndarray:
+        numbers = range(self.shape[0])[rows] if isinstance(rows, slice) else rows.tolist()
+        taken = np.empty((len(numbers), *self.shape[1:]), self.dtype)
+        length = prod(self.shape[1:]) * taken.itemsize
         flat = memoryview(taken.reshape(-1).view(np.uint8))
         file = os.open(self.path, os.O_RDONLY)
         try:
-            for place, row in enumerate(rows.tolist()):
+            for place, row in enumerate(numbers):
                 piece = flat[place * length : (place + 1) * length]
                 if os.preadv(file, [piece], self.offset + row * length) != length:
-                    raise IndexError(f"{self.path} has {self.count} rows, asked for row {row}")
+                    raise IndexError(f"{self.path} has {self.shape[0]} rows, asked for row {row}")
         finally:
             os.close(file)
         return taken
-
-    def __len__(self) -> int:
-        return self.count
 
 
 def open_rows(path: Path) -> FileRows:
@@ -58,7 +55,7 @@ def open_rows(path: Path) -> FileRows:
     with path.open("rb") as file:
         np.lib.format.read_magic(file)
         shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-        return FileRows(path.absolute(), file.tell(), shape[0], shape[1:], dtype.str)
+        return FileRows(path.absolute(), file.tell(), shape, dtype.str)
 
 
 class RowsWriter:

@@ -15,16 +15,20 @@ import numpy as np
 
 from kdcore.checks import unknown_name
 from pipelines.config import DataConfig
+from pipelines.rows import FileRows
 from pipelines.views import permutation
 
 Part = Literal["train", "test"]
+
+
+ROWS_AT_ONCE = 1024  # read from a file where rows lie in one
 
 
 @dataclass(frozen=True)
 class Pictures:
     """One part of a dataset, decoded: a row is a picture and never changes its number."""
 
-    image: np.ndarray  # (N, C, H, W) uint8
+    image: np.ndarray | FileRows  # (N, C, H, W) uint8
     label: np.ndarray  # (N,) int64
     num_classes: int
 
@@ -32,7 +36,8 @@ class Pictures:
     def digest(self) -> str:
         """sha256 of pixels and labels: the identity of the data, wherever it came from."""
         content = hashlib.sha256(repr((self.image.shape, self.num_classes)).encode())
-        content.update(np.ascontiguousarray(self.image))
+        for start in range(0, len(self.label), ROWS_AT_ONCE):
+            content.update(np.ascontiguousarray(self.image[start : start + ROWS_AT_ONCE]))
         content.update(np.ascontiguousarray(self.label))
         return content.hexdigest()
 

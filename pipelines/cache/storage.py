@@ -58,7 +58,8 @@ class Store:
         # an object store shows an object when all of it has arrived; a folder shows what is there
         arriving = f"{folder}/.{file}.{uuid.uuid4().hex}" if self._is_local else path
         with self._explained(path, len(memoryview(content))):
-            self.files.create_dir(folder, recursive=True)
+            if self._is_local:
+                self.files.create_dir(folder, recursive=True)
             try:
                 with self.files.open_output_stream(arriving) as stream:
                     stream.write(content)

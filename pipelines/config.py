@@ -91,10 +91,14 @@ class AugmentConfig(Strict):
 class DataConfig(Strict):
     """Where pictures come from, how they are split, seen and normalised."""
 
-    name: str  # digits | parquet | folder | a torchvision dataset such as CIFAR100
+    # digits | parquet | folder | huggingface | webdataset | a torchvision dataset such as CIFAR100
+    name: str
     root: Path | None = None
     download: bool = False
     size: PositiveInt | None = None  # resize to size x size; needed where pictures differ
+    classes: PositiveInt | None = None  # so many of the classes only, drawn with their seed
+    classes_seed: NonNegativeInt = 0
+    on_bad_image: Literal["fail", "skip"] = "fail"  # of a picture that does not decode
     limit: PositiveInt | None = None  # the first rows of the training file only
     validation: float = Field(default=0.1, gt=0, lt=1)  # share of the training file
     split_seed: NonNegativeInt = 0
@@ -129,6 +133,7 @@ Teachers = Annotated[
     Annotated[TeacherConfig, Tag("(one)")] | Several, Discriminator(_one_or_several)
 ]
 
+_LATER = ("classes", "classes_seed", "on_bad_image")
 _METRICS = ("loss", "top1")  # of every run's training, beside its terms
 
 
@@ -222,7 +227,7 @@ class RunConfig(Strict):
 
     def _sees_what_its_teacher_saw(self, label: str, theirs: DataConfig) -> None:
         """Else the teacher meets pictures it was not made for, or was trained on our validation."""
-        keys = ("name", "root", "size", "limit", "validation", "split_seed", "mean", "std")
+        keys = ("name", "root", "size", *_LATER, "limit", "validation", "split_seed", "mean", "std")
         for key in keys:
             if getattr(self.data, key) != getattr(theirs, key):
                 raise ValueError(
@@ -314,6 +319,9 @@ class RunConfig(Strict):
         content = self.model_dump(mode="json", exclude={"name", "runs", "caches"})
         for where in ("download", "spool"):
             del content["data"][where]
+        for key in _LATER:  # whose default is what there was before
+            if content["data"][key] == DataConfig.model_fields[key].default:
+                del content["data"][key]
         content["student"]["weights"] = _file_digest(self.student.weights)
         content["losses"] = {label: content["losses"][label] for label in self.active}
         self._identify_teachers(content)

@@ -17,7 +17,8 @@ from kdcore.philox import WORD, philox
 from pipelines.config import AugmentConfig
 
 VERSION = 1  # of the mapping from numbers to pixels; part of every cache's fingerprint
-STREAMS = {"crop": 0, "flip": 1, "order": 2, "split": 3}  # one number per use, never used again
+# one number per use, never used again
+STREAMS = {"crop": 0, "flip": 1, "order": 2, "split": 3, "classes": 20}
 
 
 def random_words(sample: Tensor, *, view: int, stream: str, seed: int) -> Tensor:

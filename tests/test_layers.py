@@ -13,13 +13,13 @@ ROOT = Path(__file__).parents[1]
 PARQUET = ("columns", "forward", "inspection", "parts", "read", "storage")
 # who may know a library; numpy and torch are everyone's
 OWNERS = {
-    "PIL": {"sources"},
+    "PIL": {"decoding"},
     "filelock": {"cache.read", "cache.storage", "train"},
     "jaxtyping": {"diagnostics"},
     "matplotlib": {"figures"},
     "mlflow": {"tracking"},
     "optuna": {"trials"},
-    "pyarrow": {*(f"cache.{name}" for name in PARQUET), "sources"},
+    "pyarrow": {*(f"cache.{name}" for name in PARQUET), "archives"},
     "pydantic": {"config", "formats", "networks", "optimizer", "space", "strict", "terms"},
     "ray": {"cache.write", "cluster", "train", "trial", "trials"},
     "rich": {"cli"},

@@ -505,6 +505,9 @@ OTHER_DATA = {
     "data.name": "cifar10",
     "data.root": "elsewhere",
     "data.size": 16,
+    "data.classes": 5,
+    "data.classes_seed": 1,
+    "data.on_bad_image": "skip",
     "data.limit": 100,
     "data.validation": 0.2,
     "data.split_seed": 1,
@@ -566,7 +569,10 @@ ONE_TEACHER = {
     "losses.kd.teacher": "resnet8",
     "losses.mid.teacher": "resnet8",
 }
-SHARED = ("name", "root", "size", "limit", "validation", "split_seed", "mean", "std")
+SHARED = (
+    *("name", "root", "size", "classes", "classes_seed", "on_bad_image", "limit"),
+    *("validation", "split_seed", "mean", "std"),
+)
 # what is called ce is cross-entropy, which hears nobody
 ONE_VALUE = {"losses.ce.loss", "losses.ce.teacher"}
 
@@ -640,6 +646,8 @@ def identity_before_lists(run: RunConfig) -> str:
     for key in ("name", "runs", "caches", "ensemble"):
         del content[key]
     del content["data"]["download"], content["data"]["spool"], content["diagnostics"]["teacher"]
+    for key in ("classes", "classes_seed", "on_bad_image"):
+        del content["data"][key]
     content["losses"] = {label: content["losses"][label] for label in run.active}
     for term in content["losses"].values():
         del term["teacher"]

@@ -21,6 +21,7 @@ from kdcore.terms import present
 from kdcore.types import Batch, Classifier, Mix, Outputs, Probe
 from pipelines.config import RunConfig, TeacherConfig
 from pipelines.data import Reader
+from pipelines.formats import check_readable
 from pipelines.models import build_network, load_weights
 from pipelines.networks import ModelConfig
 from pipelines.sources import Pictures, read_pictures
@@ -35,6 +36,8 @@ def checked(run: RunConfig) -> Pictures:
     build_step(run, pictures)
     Reader(run, pictures)
     for label, teacher in run.teachers.items():
+        with _named(run.called(label)):
+            check_readable(teacher.logits, run.hearing(label), num_classes=pictures.num_classes)
         if teacher.run is None:
             layers = run.teacher_layers.get(label, ())
             build_teacher(teacher, pictures, layers, place=run.called(label))

@@ -117,28 +117,84 @@ def check(config: Config, changes: Changes = [], debug: Debug = False) -> None:
 def cache(
     config: Config,
     changes: Changes = [],
+    info: Annotated[bool, typer.Option("--info", help="Only say what is in the caches.")] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="Only check what is there.")] = False,
+    prune: Annotated[bool, typer.Option("--prune", help="Only remove what is unfinished.")] = False,
     verbose: Verbose = False,
     debug: Debug = False,
 ) -> None:
     """Compute the teacher's outputs and keep them as Parquet."""
+    loaded = _as_sweep(load(config, changes))
+    if info:
+        _print_caches(loaded.base)
+    elif prune:
+        _prune_caches(loaded.base)
+    elif verify:
+        _verify_caches(loaded.base)
+    else:
+        _write_caches(loaded, verbose=verbose)
+
+
+def _write_caches(config: SweepConfig, *, verbose: bool) -> None:
     from pipelines.build import checked
     from pipelines.cluster import cluster
     from pipelines.sweep import shared_inputs
     from pipelines.tracking import Tracker
 
-    loaded = _as_sweep(load(config, changes))
-    runs = neighbours(loaded)
+    runs = neighbours(config)
     if not any(teacher.source == "cached" for run in runs for teacher in run.heard.values()):
         raise ValueError("no loss listens to a cached teacher: nothing to cache")
     for run in runs:
         checked(run)
     with cluster(verbose=verbose), _Bars() as watch:
-        inputs = shared_inputs(loaded, watch=watch, tracker=Tracker())
+        inputs = shared_inputs(config, watch=watch, tracker=Tracker())
     for held in inputs.values():
         for label, teacher in held.teachers.items():
             if teacher.accuracy is not None:
-                accuracy = f"{loaded.base.called(label)} {teacher.accuracy:.2%}"
+                accuracy = f"{config.base.called(label)} {teacher.accuracy:.2%}"
                 console.print(f"cache {teacher.fingerprint}: {accuracy} on the validation split")
+
+
+def _print_caches(run: RunConfig) -> None:
+    from pipelines.cache.inspection import caches_in, inspected
+    from pipelines.cache.storage import store_at
+
+    for store in caches_in(store_at(run.caches)):
+        found = inspected(store)
+        accuracy = "" if found.accuracy is None else f"teacher {found.accuracy:.2%} of all pictures"
+        table = Table(title=f"cache {store.name} {accuracy}".strip())
+        for heading in ("column", "views", "rows", "bytes", "bytes/row"):
+            table.add_column(heading, justify="left" if heading == "column" else "right")
+        for column in found.columns:
+            counts = (column.views, column.rows, column.num_bytes)
+            numbers = [*(f"{count:,}" for count in counts), f"{column.bytes_per_row:,.1f}"]
+            table.add_row(column.folder, *numbers)
+        console.print(table)
+        for name in found.unfinished:
+            console.print(f"unfinished: {name}", highlight=False)
+
+
+def _prune_caches(run: RunConfig) -> None:
+    from pipelines.cache.inspection import caches_in, prune
+    from pipelines.cache.storage import store_at
+
+    removed = [name for store in caches_in(store_at(run.caches)) for name in prune(store)]
+    for name in removed or ["nothing: every view is finished"]:
+        console.print(f"removed {name}", soft_wrap=True, highlight=False)
+
+
+def _verify_caches(run: RunConfig) -> None:
+    from pipelines import jobs
+    from pipelines.tracking import Tracker
+
+    with _Bars() as watch:
+        found = jobs.cache_faults(run, watch=watch, tracker=Tracker())
+    faults = [fault for label in found for fault in found[label]]
+    for fault in faults:
+        console.print(fault, style="red", soft_wrap=True, markup=False)
+    if faults:
+        raise typer.Exit(1)
+    console.print(f"{len(found)} caches are as they were written, and as their teachers say")
 
 
 @app.command()

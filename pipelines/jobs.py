@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 
@@ -13,8 +14,13 @@ from torch import nn
 from kdcore.taps import Tapped
 from kdcore.teachers import freeze
 from kdcore.types import Classifier
-from pipelines import cache
 from pipelines.build import build_student, build_teacher, build_used, checked
+from pipelines.cache.columns import columns_of
+from pipelines.cache.forward import PartWriter
+from pipelines.cache.inspection import damaged_files, greatest_differences
+from pipelines.cache.manifest import cache_store, contents, fingerprint, is_complete
+from pipelines.cache.read import read_cache
+from pipelines.cache.write import write_cache
 from pipelines.cluster import cluster
 from pipelines.config import RunConfig, TeacherConfig, plain
 from pipelines.data import Reader, TeacherRows, whole
@@ -86,24 +92,52 @@ def _ready(
     if run.teachers[label].source == "live":
         return Teacher(weights, live=teacher)
     alone = run.taught_by(label)
-    content = cache.contents(alone, pictures, teacher)
-    folder = cache.cache_folder(alone, content)
-    if not cache.is_complete(folder, run.data.views):
+    content = contents(alone, pictures, teacher)
+    store, columns = cache_store(alone, content), columns_of(run.teachers[label].logits, teacher)
+    if not is_complete(store, columns, run.data.views):
         stage = "cache" if len(run.teachers) == 1 else f"cache {label}"
         with cluster(verbose=verbose):
-            cache.write_cache(
-                alone, pictures, teacher, folder, lambda done, total: watch(stage, done, total, "")
-            )
-    rows = cache.read_cache(
-        folder, views=run.data.views, layers=content["layers"], count=len(pictures.label)
-    )
+            write_cache(alone, pictures, teacher, store, columns, partial(watch, stage))
+    rows = read_cache(store, columns, pictures, views=run.data.views, spool=run.data.spool)
     rows = replace(rows, classifier=Classifier(*(held.detach() for held in teacher.head)))
     return Teacher(
         weights,
         rows=rows,
-        fingerprint=cache.fingerprint_of(folder),
+        fingerprint=fingerprint(content),
         accuracy=_accuracy(run, pictures, rows),
     )
+
+
+def cache_faults(run: RunConfig, *, watch: Watch, tracker: Tracker) -> Mapping[str, list[str]]:
+    """What is wrong with the caches of a run's teachers, by label: nothing, if they are sound.
+
+    Every finished file is read again, and the teacher says again what it said of some rows.
+
+    Raises ValueError for a cache that is not written yet.
+    """
+    pictures = checked(run)
+    faults = {}
+    for label, layers in run.teacher_layers.items():
+        held = run.teachers[label]
+        if held.source == "live":
+            continue
+        weights = teacher_weights(held, watch=watch, tracker=tracker)
+        teacher = build_teacher(held, pictures, layers, weights=weights, place=run.called(label))
+        alone = run.taught_by(label)
+        store = cache_store(alone, contents(alone, pictures, teacher))
+        columns = columns_of(held.logits, teacher)
+        if not is_complete(store, columns, run.data.views):
+            raise ValueError(f"cache {store} is not complete; run `kd cache` first")
+        faults[label] = [f"{name} is gone or has changed" for name in damaged_files(store)]
+        if not faults[label]:
+            writer = PartWriter(alone, pictures, teacher, store, device=pick_device())
+            off = greatest_differences(store, columns, writer, np.random.default_rng())
+            faults[label] = [
+                f"{store / name}: the teacher differs by {times:.3g} times what is tolerated"
+                for name, times in off.items()
+                if times > 1
+            ]
+    return faults
 
 
 def teacher_weights(teacher: TeacherConfig, *, watch: Watch, tracker: Tracker) -> Path:

@@ -46,8 +46,7 @@ def run_trials(
     # trials that drive workers hold no CPU: more of them than fit would fight for their workers
     fitting = max(1, workers_at_once() // config.base.workers)
     concurrent = min(fitting, config.search.max_concurrent or fitting)
-    folders = {"runs": config.base.runs.absolute(), "caches": config.base.caches.absolute()}
-    base = config.base.model_copy(update=folders)
+    base = config.base.model_copy(update={"runs": config.base.runs.absolute()})
     placed = config.model_copy(update={"base": base})
     references = {key: ray.put(held) for key, held in inputs.items()}
     trainable = tune.with_parameters(

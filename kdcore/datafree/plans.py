@@ -128,7 +128,7 @@ class Method:
     targets: Targets | None = None  # None: whatever the teacher chooses
     view: Augmentation = field(default_factory=Augmentation)  # of the pictures being made
     schedule: Offline | EveryEpoch | Alternation
-    keep: Literal["best", "last"] = "last"  # of a round's pictures
+    keep: Literal["best", "last"] = "best"  # of a round: those judged best, or after its last step
     student_mode: Literal["eval", "train"] = "eval"  # while pictures are made against it
     pool_limit: int | None = None
     student_view: Augmentation = field(default_factory=Augmentation)  # of those it gets

@@ -32,6 +32,7 @@ LOPES = Method(
     targets=RecordedActivations(),
     priors={"record": Weighted(layer="logits")},
     schedule=Offline(batch_size=64, steps=1000),
+    keep="last",
     losses={"soft_ce": Distilled(weight=1 / 64, params={"temperature": 8.0})},  # without T^2
 )
 
@@ -41,6 +42,7 @@ ZSKD = Method(
     targets=DirichletPredictions(),
     priors={"soft_class": Weighted(params={"temperature": 20.0})},
     schedule=Offline(batch_size=100, steps=1500),
+    keep="last",
     student_view=Augmentation(crop=4, flip=True),  # the teacher is asked again, as they do
     losses={"soft_ce": Distilled(params={"temperature": 20.0})},
 )
@@ -54,6 +56,7 @@ SOFT_TARGET = Method(
         "activation": Weighted(weight=0.05, params={"reduction": "sum"}),
     },
     schedule=Offline(batch_size=100, steps=1500),
+    keep="last",
     losses={"kd": Distilled(params={"temperature": 20.0})},
 )
 
@@ -70,7 +73,6 @@ DEEPINVERSION = Method(
     },
     view=Augmentation(roll=2),
     schedule=Offline(batch_size=256, steps=2000),
-    keep="best",
     losses={"kd": Distilled(params={"temperature": 20.0})},
 )
 
@@ -87,7 +89,6 @@ ADAPTIVE_DEEPINVERSION = Method(
     },
     view=Augmentation(roll=4, flip=True),
     schedule=EveryEpoch(batch_size=256, steps=1000, student_steps=400, student_batch_size=128),
-    keep="best",
     student_view=Augmentation(crop=4, flip=True),
     losses={"kd": Distilled(params={"temperature": 20.0})},
 )
@@ -154,7 +155,6 @@ CMI = Method(
     schedule=EveryEpoch(
         batch_size=256, steps=200, student_steps=2000, student_batch_size=128, warmup=195
     ),
-    keep="best",
     student_view=Augmentation(crop=4, flip=True),
     losses={"kd": Distilled(params={"temperature": 20.0})},
 )
@@ -175,7 +175,6 @@ FAST = Method(
     schedule=EveryEpoch(
         batch_size=256, steps=5, student_steps=400, student_batch_size=256, warmup=20
     ),
-    keep="best",
     student_view=Augmentation(crop=4, flip=True),
     losses={"kd": Distilled(params={"temperature": 20.0})},
 )

@@ -108,8 +108,9 @@ def _short(schedule: Offline | EveryEpoch | Alternation) -> Offline | EveryEpoch
         return replace(schedule, batch_size=BATCH, steps=min(schedule.steps, 20))
     if isinstance(schedule, EveryEpoch):
         small = replace(schedule, batch_size=BATCH, steps=min(schedule.steps, 5), warmup=1)
-        return replace(small, student_steps=6, student_batch_size=BATCH)
-    return replace(schedule, batch_size=BATCH, rounds=5, warmup=min(schedule.warmup, 2))
+        return replace(small, student_steps=4, student_batch_size=BATCH)
+    small = replace(schedule, batch_size=BATCH, rounds=3, warmup=min(schedule.warmup, 2))
+    return replace(small, student_steps=min(schedule.student_steps, 4))
 
 
 def learn(step: DistillStep, batches: Iterable[Batch], *, lr: float = 0.02) -> list[float]:

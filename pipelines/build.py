@@ -24,7 +24,7 @@ from pipelines.data import Reader
 from pipelines.models import build_network, load_weights
 from pipelines.networks import ModelConfig
 from pipelines.sources import Pictures, read_pictures
-from pipelines.students import as_trained, as_used, layer_names
+from pipelines.students import as_trained, as_used, layer_names, layer_of
 from pipelines.terms import LossConfig, ScheduleConfig, hyperparameters
 from pipelines.views import normalised
 
@@ -58,6 +58,8 @@ def build_student(
     torch.manual_seed(run.seed)
     with _named("student"):
         net = as_trained(run.student, _network(run.student, pictures), image, said)
+        for name in run.optimizer.multipliers:
+            layer_of(net, name)
         return Tapped(net, run.student_layers, aliases=layer_names(net))
 
 

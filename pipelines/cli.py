@@ -106,7 +106,7 @@ def check(config: Config, changes: Changes = [], debug: Debug = False) -> None:
         compared = f"{term.loss} {term.params} {term.layers or ''} {whose}"
         console.print(f"  {label}: {term.weight} x {compared}".rstrip())
     if isinstance(loaded, SweepConfig):
-        for path, values in loaded.space.items():
+        for path, values in loaded.whole_space.items():
             console.print(f"  over {path}: {values.kind} {getattr(values, values.kind)}")
 
 
@@ -196,6 +196,27 @@ def evaluate(
         raise ValueError(f"{config} has not been trained: no {run.folder}; run `kd train` first")
     for name, value in jobs.tested(run, jobs.trained_student(run, result)).items():
         console.print(f"{name} {value:.4f}", highlight=False)
+
+
+@app.command()
+@_explained
+def fuse(
+    checkpoint: Annotated[
+        Path, typer.Argument(help="The folder of a finished run, or a file in it.")
+    ],
+    debug: Debug = False,
+) -> None:
+    """Fuse the branches of a trained student into its plain network, and write that."""
+    from pipelines.fused import fuse_checkpoint
+
+    fused = fuse_checkpoint(checkpoint)
+    before, after = fused.parameters
+    console.print(f"{before:,} parameters in training, {after:,} fused")
+    console.print(
+        f"the same predictions for {fused.pictures} validation pictures; logits differ by "
+        f"{fused.difference:.1e} of the greatest"
+    )
+    console.print(f"student: {fused.folder}", soft_wrap=True)
 
 
 @app.command()

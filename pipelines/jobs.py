@@ -129,7 +129,8 @@ def train(run: RunConfig, *, watch: Watch, tracker: Tracker, verbose: bool = Fal
         else:
             with cluster(verbose=verbose):
                 result = train_on_workers(run, inputs, follow)
-        log_student(tracked, run, result, inputs.pictures)
+        student = served_student(run, result, inputs.pictures)
+        tracked.log_student(student, inputs.pictures.image[:2])
         histories = {run.name: [result.history]}
         log_figures(tracked, run, result, inputs, histories, folder=result.folder)
     return result
@@ -159,11 +160,10 @@ def follower(run: RunConfig, tracked: TrackedRun, watch: Watch) -> OnEpoch:
     return follow
 
 
-def log_student(tracked: TrackedRun, run: RunConfig, result: Finished, pictures: Pictures) -> str:
-    """Log the run's best student, taking pixels as they are stored; returns its URI."""
+def served_student(run: RunConfig, result: Finished, pictures: Pictures) -> Served:
+    """The run's best student as it is used, taking pixels as they are stored."""
     net = build_used(run, pictures, result.weights)
-    served = Served(net, mean=run.data.mean, std=run.data.std)
-    return tracked.log_student(served, pictures.image[:2])
+    return Served(net, mean=run.data.mean, std=run.data.std)
 
 
 def log_figures(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,11 @@ def load(path: Path, changes: Iterable[str] = ()) -> RunConfig | SweepConfig:
     if "base" in content:
         return validated(SweepConfig, content, where=str(path))
     return validated(RunConfig, content, where=str(path))
+
+
+def as_yaml(content: Mapping[str, Any]) -> str:
+    """Plain values as YAML, in their order."""
+    return yaml.safe_dump(dict(content), sort_keys=False)
 
 
 def _value(change: str, text: str) -> Any:

@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from kdcore.metrics.classification import BINS, rates, tally
+from kdcore.schedules import Cosine
 from kdcore.step import DistillStep
 from kdcore.taps import Tapped
 from kdcore.teachers import taught_together
@@ -29,6 +30,7 @@ from pipelines.data import Reader
 from pipelines.diagnostics import bounds, matched
 from pipelines.models import read_weights, save_weights
 from pipelines.optimizer import CosineConfig, OptimizerConfig
+from pipelines.students import layer_of
 
 Metrics = dict[str, float]
 # What an epoch gave, and the folder of its checkpoint, which the receiver may empty (None on every
@@ -205,11 +207,12 @@ def _check_finite(loss: Tensor, parts: Mapping[str, Tensor]) -> None:
         )
 
 
-def _optimizer(step: nn.Module, config: OptimizerConfig) -> Optimizer:
+def _optimizer(step: DistillStep, config: OptimizerConfig) -> Optimizer:
+    groups = _groups(step, config)
     if config.name == "adamw":
-        return torch.optim.AdamW(step.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+        return torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay)
     return torch.optim.SGD(
-        step.parameters(),
+        groups,
         lr=config.lr,
         momentum=config.momentum,
         nesterov=config.nesterov,
@@ -217,13 +220,24 @@ def _optimizer(step: nn.Module, config: OptimizerConfig) -> Optimizer:
     )
 
 
+def _groups(step: DistillStep, config: OptimizerConfig) -> list[dict[str, Any]]:
+    """Everything at the run's learning rate, and then each layer that has a multiple of it."""
+    layers = {name: layer_of(step.student.net, name) for name in config.multipliers}
+    owned = {held: name for name, layer in layers.items() for held in layer.parameters()}
+    rest = [held for held in step.parameters() if held not in owned]
+    groups: list[dict[str, Any]] = [{"params": rest}]
+    for name, multiplier in config.multipliers.items():
+        own = [held for held, owner in owned.items() if owner == name]
+        groups.append({"params": own, "lr": multiplier * config.lr})
+    return groups
+
+
 def _schedule(
     optimizer: Optimizer, config: OptimizerConfig, epochs: int
 ) -> torch.optim.lr_scheduler.LRScheduler:
     if isinstance(config.schedule, CosineConfig):
-        return torch.optim.lr_scheduler.CosineAnnealingLR(
-            optimizer, T_max=epochs, eta_min=config.lr * config.schedule.floor
-        )
+        half_cosine = Cosine(1.0, config.schedule.floor, float(epochs))
+        return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: half_cosine(float(epoch)))
     return torch.optim.lr_scheduler.MultiStepLR(
         optimizer, milestones=list(config.schedule.epochs), gamma=config.schedule.gamma
     )

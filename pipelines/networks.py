@@ -90,6 +90,11 @@ class StudentConfig(ModelConfig):
     expand: ExpandConfig | None = None
 
     @property
+    def is_plain(self) -> bool:
+        """Whether it is trained as it is."""
+        return all(getattr(self, name) is None for name in _FORMS)
+
+    @property
     def joins(self) -> Mapping[str, JoinConfig]:
         """By name the form that takes up a teacher's shapes, if the student has one."""
         return {

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from pipelines.strict import Strict
 
@@ -32,6 +40,7 @@ class OptimizerConfig(Strict):
     momentum: NonNegativeFloat = 0.9  # sgd
     nesterov: bool = False  # sgd
     weight_decay: NonNegativeFloat = 5e-4
+    multipliers: dict[str, PositiveFloat] = {}  # of the learning rate, by layer of the student
     schedule: Annotated[CosineConfig | StepsConfig, Field(discriminator="name")] = CosineConfig()
 
     @model_validator(mode="after")
@@ -39,3 +48,11 @@ class OptimizerConfig(Strict):
         if self.nesterov and not self.momentum:
             raise ValueError("nesterov needs a momentum above 0")
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_no_multipliers(self, whole: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """So that runs which have none keep the identity they had before there were any."""
+        content: dict[str, Any] = whole(self)
+        if not self.multipliers:
+            del content["multipliers"]
+        return content

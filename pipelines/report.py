@@ -10,7 +10,7 @@ from typing import Any
 
 from kdcore.checks import unknown_name
 from pipelines.config import RunConfig
-from pipelines.space import changed
+from pipelines.space import VARIANT, changed
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def ranked(trials: Iterable[Trial], *, metric: str, mode: str) -> list[Row]:
         if metric not in trial.metrics:
             raise ValueError(unknown_name("metric", metric, trial.metrics))
         key = changed(trial.run, {"seed": 0}).identity
-        row = rows.setdefault(key, Row(_label(trial), not trial.run.is_taught, _setting(trial)))
+        row = rows.setdefault(key, Row(_label(trial), _is_control(trial.run), _setting(trial)))
         if trial.run.identity in {other.run.identity for other in row.trials}:
             continue  # the same run drawn again is no further seed
         row.trials.append(trial)
@@ -73,17 +73,23 @@ def best_trial(row: Row, *, mode: str) -> Trial:
     return row.trials[row.values.index(pick(row.values))]
 
 
+def _is_control(run: RunConfig) -> bool:
+    """The plain student by itself: no term listens, and nothing is added to the network."""
+    return not run.is_taught and run.student.is_plain
+
+
 def _label(trial: Trial) -> str:
-    if not trial.run.is_taught:
+    if _is_control(trial.run):
         return f"no distillation (control) {_setting(trial)}".strip()
-    return (
-        _words({path: value for path, value in trial.changes.items() if path != "seed"}) or "base"
-    )
+    variant = str(trial.changes.get(VARIANT, ""))
+    rest = _words({p: v for p, v in trial.changes.items() if p not in ("seed", VARIANT)})
+    return f"{variant} {rest}".strip() or "base"
 
 
 def _setting(trial: Trial) -> str:
     changes = trial.changes.items()
-    return _words({p: v for p, v in changes if p != "seed" and not p.startswith("losses.")})
+    beside = {p: v for p, v in changes if p not in ("seed", VARIANT)}
+    return _words({p: v for p, v in beside.items() if not p.startswith("losses.")})
 
 
 def _words(changes: Mapping[str, Any]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from typing import Any, Literal
@@ -14,7 +15,10 @@ from kdcore.losses import LOSSES
 from pipelines.config import RunConfig, plain
 from pipelines.strict import Strict, validated
 
+VARIANT = "variant"
 _FIXED = ("name", "runs", "caches", "workers")
+# what must fit pictures, networks and losses
+_OF_NETWORKS = (VARIANT, "student", "teacher", "data", "losses", "batch_size")
 
 
 class SearchConfig(Strict):
@@ -67,11 +71,16 @@ class Range(Strict):
 
 
 class SweepConfig(Strict):
-    """A runnable base and a space over its dotted paths."""
+    """A runnable base, named variants of it, and a space over the dotted paths of each.
+
+    A variant is several changes that belong together, such as a loss and its layers. In a point of
+    the space it stands by its name under ``VARIANT``.
+    """
 
     name: str = "sweep"
     base: RunConfig
-    space: dict[str, Range]
+    variants: dict[str, dict[str, Any]] = {}  # by name: dotted path: value
+    space: dict[str, Range] = {}
     search: SearchConfig = SearchConfig()
 
     @model_validator(mode="after")
@@ -87,13 +96,37 @@ class SweepConfig(Strict):
             drawn = [path for path, values in self.space.items() if values.kind != "grid"]
             if drawn:
                 raise ValueError(f"space.{drawn[0]}: algorithm grid takes `grid: [...]` only")
+        for name, changes in self.variants.items():
+            if not re.fullmatch(r"[\w :/-]+", name):  # MLflow takes no other parameter names
+                raise ValueError(f"variants: a name has letters, digits and ' _-:/', not {name!r}")
+            fixed = [path for path in changes if path.split(".")[0] in _FIXED]
+            if fixed:
+                raise ValueError(f"variants.{name}.{fixed[0]}: is the same for all trials")
+            try:
+                changed(self.base, changes)
+            except ValueError as error:
+                raise ValueError(f"variants.{name} is no run: {error}") from None
         for path, values in self.space.items():
-            for value in values.probes:
+            for value, variant in itertools.product(values.probes, self.variants or [None]):
                 try:
-                    changed(self.base, {path: value})
+                    self.run({path: value} | ({VARIANT: variant} if variant else {}))
                 except ValueError as error:
-                    raise ValueError(f"space.{path}: value {value!r} is no run: {error}") from None
+                    of = f" of variant {variant}" if variant else ""
+                    words = f"space.{path}: value {value!r} is no run{of}: {error}"
+                    raise ValueError(words) from None
         return self
+
+    @property
+    def whole_space(self) -> dict[str, Range]:
+        """The space with the variants as one more dimension."""
+        named = {VARIANT: Range(grid=list(self.variants))} if self.variants else {}
+        return named | self.space
+
+    def run(self, point: Mapping[str, Any]) -> RunConfig:
+        """The run at a point of the space, which may leave dimensions at the base's values."""
+        changes = {path: value for path, value in point.items() if path != VARIANT}
+        variant = self.variants[point[VARIANT]] if VARIANT in point else {}
+        return changed(self.base, {**variant, **changes})
 
 
 def neighbours(config: SweepConfig) -> list[RunConfig]:
@@ -102,16 +135,15 @@ def neighbours(config: SweepConfig) -> list[RunConfig]:
     Of a grid every point, seeds apart; else the base, with one listed value or end point at a time.
     """
     if config.search.algorithm == "grid":
-        space = {path: values for path, values in config.space.items() if path != "seed"}
-        points = distinct(config.base, grid_points(space))
-        return [changed(config.base, point) for point in points]
+        space = {path: values for path, values in config.whole_space.items() if path != "seed"}
+        return [config.run(point) for point in distinct(config, grid_points(space))]
     return [
         config.base,
         *(
-            changed(config.base, {path: value})
-            for path, values in config.space.items()
+            config.run({path: value})
+            for path, values in config.whole_space.items()
             for value in values.probes
-            if path.split(".")[0] in ("student", "teacher", "data", "losses", "batch_size")
+            if path.split(".")[0] in _OF_NETWORKS
         ),
     ]
 
@@ -122,11 +154,11 @@ def grid_points(space: Mapping[str, Range]) -> list[dict[str, Any]]:
     return [dict(zip(space, point, strict=True)) for point in itertools.product(*values)]
 
 
-def distinct(base: RunConfig, points: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def distinct(config: SweepConfig, points: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The points that make different runs: a weight of 0 makes one control of all losses."""
     seen: dict[str, dict[str, Any]] = {}
     for point in points:
-        seen.setdefault(changed(base, point).identity, dict(point))
+        seen.setdefault(config.run(point).identity, dict(point))
     return list(seen.values())
 
 

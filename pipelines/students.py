@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from kdcore.checks import unknown_name
 from kdcore.expansion import ExpandedStudent
 from kdcore.kdiffusion.branches import add_branches, branch_taps
 from kdcore.kdiffusion.fuse import fuse
@@ -66,6 +67,14 @@ def as_used(net: nn.Module) -> nn.Module:
     """
     net = net.eval()
     return net.folded() if isinstance(net, ExpandedStudent) else fuse(net)
+
+
+def layer_of(net: nn.Module, name: str) -> nn.Module:
+    """The layer of that name; ValueError with the nearest name where there is none."""
+    path, modules = layer_names(net).get(name, name), dict(net.named_modules())
+    if path not in modules:
+        raise ValueError(unknown_name("layer", name, {*layer_names(net), *modules} - {""}))
+    return modules[path]
 
 
 def layer_names(net: nn.Module) -> Mapping[str, str]:

@@ -12,10 +12,11 @@ from pipelines import jobs
 from pipelines.build import build_teacher, checked
 from pipelines.cluster import cluster
 from pipelines.config import RunConfig, digest, plain
+from pipelines.exports import exported
 from pipelines.loop import Metrics
 from pipelines.report import Row, Trial, best_trial, ranked
-from pipelines.sources import read_pictures
-from pipelines.space import Range, SweepConfig, changed, grid_points, neighbours
+from pipelines.sources import Pictures, read_pictures
+from pipelines.space import VARIANT, Range, SweepConfig, grid_points, neighbours
 from pipelines.tracking import TrackedRun, Tracker
 from pipelines.train import RESULT, Finished, Inputs, Teacher, finished
 from pipelines.trial import inputs_key
@@ -52,9 +53,9 @@ def sweep(config: SweepConfig, *, watch: jobs.Watch, tracker: Tracker, verbose: 
             trials = run_trials(config, inputs, watch=watch, tracker=tracker, parent=parent)
             outcome = _judged(config, trials, inputs)
             held = inputs[inputs_key(outcome.best.run)]
-            jobs.log_student(parent, outcome.best.run, outcome.student, held.pictures)
             parent.log(outcome.test, epoch=0)
             parent.log_artifact(outcome.folder / OUTCOME)
+            _log_student(parent, outcome, held.pictures)
             _log_figures(parent, outcome, held)
     return outcome
 
@@ -70,14 +71,16 @@ def best_run(config: SweepConfig) -> RunConfig:
     file = sweep_folder(config) / OUTCOME
     if not file.exists():
         raise ValueError(f"this sweep has not been run: no {file}; run `kd sweep` first")
-    return changed(config.base, json.loads(file.read_text())["best"]["changes"])
+    return config.run(json.loads(file.read_text())["best"]["changes"])
 
 
 def shared_inputs(config: SweepConfig, *, watch: jobs.Watch, tracker: Tracker) -> dict[str, Inputs]:
     """What the trials train on, once for every data set and teacher among them."""
     near, inputs = neighbours(config), {}
     for point in grid_points(_shared_space(config)):
-        run = changed(config.base, point)
+        run = config.run(point)
+        if inputs_key(run) in inputs:
+            continue
         layers = _layers_read(near, run)
         inputs[inputs_key(run)] = jobs.prepared(run, watch=watch, tracker=tracker, layers=layers)
     return inputs
@@ -97,8 +100,8 @@ def _shared_space(config: SweepConfig) -> dict[str, Range]:
     """The part of the space that changes what is trained on."""
     shared = {
         path: values
-        for path, values in config.space.items()
-        if path.split(".")[0] in ("data", "teacher")
+        for path, values in config.whole_space.items()
+        if path.split(".")[0] in (VARIANT, "data", "teacher")
     }
     for path, values in shared.items():
         if values.kind not in ("grid", "choice"):
@@ -134,6 +137,20 @@ def _judged(config: SweepConfig, trials: list[Trial], inputs: Mapping[str, Input
     outcome.folder.mkdir(parents=True, exist_ok=True)
     (outcome.folder / OUTCOME).write_text(json.dumps(_summary(outcome), indent=1) + "\n")
     return outcome
+
+
+def _log_student(parent: TrackedRun, outcome: Outcome, pictures: Pictures) -> None:
+    """The best student, fused, as an MLflow model and in the forms that other programs run."""
+    student = jobs.served_student(outcome.best.run, outcome.student, pictures)
+    example = pictures.image[:2]
+    parent.log_student(student, example)
+    try:
+        paths = exported(student, example, outcome.folder)
+    except ValueError as error:  # no reason to lose the sweep's other results
+        parent.tag({"kd.export": str(error)[:500]})
+        return
+    for path in paths:
+        parent.log_artifact(path)
 
 
 def _log_figures(parent: TrackedRun, outcome: Outcome, inputs: Inputs) -> None:

@@ -11,16 +11,16 @@ from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from pipelines.config import RunConfig, digest, plain
-from pipelines.space import changed
+from pipelines.space import SweepConfig
 from pipelines.train import train_here, train_with_callback
 
 
 def run_trial(
-    config: dict[str, Any], *, base: RunConfig, references: dict[str, Any], threads: int
+    config: dict[str, Any], *, sweep: SweepConfig, references: dict[str, Any], threads: int
 ) -> None:
     """One trial, in an actor that is used again for the next."""
     torch.set_num_threads(threads)
-    run = changed(base, changes_of(config))
+    run = sweep.run(changes_of(config))
     reference = references[inputs_key(run)]
     if run.workers == 1:
         train_here(run, ray.get(reference), tune.report)

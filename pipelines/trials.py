@@ -19,7 +19,7 @@ from pipelines import jobs
 from pipelines.cluster import num_cores, worker_resources, workers_at_once
 from pipelines.config import RunConfig
 from pipelines.report import Trial
-from pipelines.space import Range, SweepConfig, changed, distinct, grid_points
+from pipelines.space import Range, SweepConfig, distinct, grid_points
 from pipelines.tracking import TrackedRun, Tracker
 from pipelines.train import Inputs, OnEpoch, finished
 from pipelines.trial import changes_of, inputs_key, run_trial
@@ -37,12 +37,12 @@ def run_trials(
     # trials that drive workers hold no CPU: more of them than fit would fight for their workers
     fitting = max(1, workers_at_once() // config.base.workers)
     concurrent = min(fitting, config.search.max_concurrent or fitting)
-    base = config.base.model_copy(
-        update={"runs": config.base.runs.absolute(), "caches": config.base.caches.absolute()}
-    )
+    folders = {"runs": config.base.runs.absolute(), "caches": config.base.caches.absolute()}
+    base = config.base.model_copy(update=folders)
+    placed = config.model_copy(update={"base": base})
     references = {key: ray.put(held) for key, held in inputs.items()}
     trainable = tune.with_parameters(
-        run_trial, base=base, references=references, threads=max(1, num_cores() // concurrent)
+        run_trial, sweep=placed, references=references, threads=max(1, num_cores() // concurrent)
     )
     space, total = _tune_space(config)
     follow = _Follow(config, inputs, watch=watch, tracker=tracker, parent=parent, total=total)
@@ -75,20 +75,19 @@ def run_trials(
         shutil.rmtree(folder, ignore_errors=True)
     if len(results) < total:
         raise RuntimeError(f"only {len(results)} of {total} trials were run; call the sweep again")
-    return [_as_trial(config.base, result) for result in results]
+    return [_as_trial(config, result) for result in results]
 
 
 def _tune_space(config: SweepConfig) -> tuple[dict[str, Any], int]:
     """The space as Tune takes it, and the number of its trials."""
     if config.search.algorithm == "grid":
-        points = distinct(config.base, grid_points(config.space))
+        points = distinct(config, grid_points(config.whole_space))
         return {"point": tune.grid_search(points)}, len(points)
-    space = {
-        path: _domain(values, config.search.algorithm) for path, values in config.space.items()
-    }
+    whole = config.whole_space
+    space = {path: _domain(values, config.search.algorithm) for path, values in whole.items()}
     grids = 1
     if config.search.algorithm == "random":
-        grids = len(grid_points({p: v for p, v in config.space.items() if v.kind == "grid"}))
+        grids = len(grid_points({p: v for p, v in whole.items() if v.kind == "grid"}))
     return space, grids * config.search.num_samples
 
 
@@ -126,9 +125,9 @@ def _trial_resources(config: SweepConfig) -> dict[str, float]:
     return worker_resources() if config.base.workers == 1 else {"memory": 64 * 2**20}
 
 
-def _as_trial(base: RunConfig, result: tune.Result) -> Trial:
+def _as_trial(config: SweepConfig, result: tune.Result) -> Trial:
     changes = changes_of(result.config or {})
-    run = changed(base, changes)
+    run = config.run(changes)
     if result.error is not None:
         words = str(result.error).strip() or type(result.error).__name__
         return Trial(run, changes, {}, is_whole=False, error=words.splitlines()[-1])
@@ -170,7 +169,7 @@ class _Follow(tune.Callback):
 
     def _of(self, trial: Any) -> _Followed:
         if trial.trial_id not in self._followed:
-            run = changed(self._config.base, changes_of(trial.config))
+            run = self._config.run(changes_of(trial.config))
             inputs = self._inputs[inputs_key(run)]
             tracked = jobs.start_tracking(run, inputs, self._tracker, self._parent)
             on_epoch = jobs.follower(run, tracked, lambda *progress: None)

@@ -17,6 +17,7 @@ OWNERS = {
     "jaxtyping": {"diagnostics"},
     "matplotlib": {"figures"},
     "mlflow": {"tracking"},
+    "onnxruntime": {"exports"},
     "optuna": {"trials"},
     "pyarrow": {"cache", "sources"},
     "pydantic": {"config", "networks", "optimizer", "space", "strict", "terms"},

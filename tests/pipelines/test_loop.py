@@ -57,6 +57,11 @@ TAUGHT: dict[str, Any] = {
 }
 
 
+PARAMETERS = tuple(
+    f"student.net.{name}" for name in ("block1.0.weight", "block2.0.weight", "classifier.weight")
+)
+
+
 def run_of(**changes: Any) -> RunConfig:
     return validated(RunConfig, {**BASE, **changes}, where="toy")
 
@@ -168,6 +173,22 @@ def test_the_learning_rate_is_the_epoch_s() -> None:
     schedule = {"name": "steps", "epochs": [1, 2], "gamma": 0.1}
     steps = Training(run_of(optimizer={"lr": 0.1, "schedule": schedule}))
     assert [metrics["lr"] for metrics in steps.fit().history] == pytest.approx([0.1, 0.01, 0.001])
+
+
+def test_a_layer_may_have_a_multiple_of_the_learning_rate() -> None:
+    one_step = {"epochs": 1, "batch_size": 200}  # all pictures of the training split
+
+    def moved(**more: Any) -> dict[str, Tensor]:
+        rate = {"lr": 0.1, "weight_decay": 0, "momentum": 0, **more}
+        training = Training(run_of(**one_step, optimizer=rate))
+        before = training.weights
+        training.fit()
+        return {name: training.weights[name] - before[name] for name in PARAMETERS}
+
+    plain, slower = moved(), moved(multipliers={"block2": 0.25, "classifier": 3.0})
+    for name in PARAMETERS:
+        factor = {"block2": 0.25, "classifier": 3.0}.get(name.split(".")[2], 1.0)
+        torch.testing.assert_close(slower[name], factor * plain[name], rtol=1e-4, atol=1e-6)
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others() -> None:

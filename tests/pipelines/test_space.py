@@ -17,7 +17,14 @@ from kdcore.losses import LOSSES, Logits
 from pipelines import config, space, terms
 from pipelines.config import RunConfig
 from pipelines.loading import load
-from pipelines.space import SweepConfig, changed, override
+from pipelines.space import (
+    SweepConfig,
+    changed,
+    distinct,
+    grid_points,
+    neighbours,
+    override,
+)
 from pipelines.strict import validated
 
 TOY: dict[str, Any] = {
@@ -322,3 +329,64 @@ def test_a_mistake_in_the_base_is_named(tmp_path: Path) -> None:
     (tmp_path / "some.yaml").write_text("base: toy.yaml\nspace: {}")
     with pytest.raises(ValueError, match=r"some\.yaml: base\.epochs: input should be greater"):
         load(tmp_path / "some.yaml")
+
+
+# --- variants ---------------------------------------------------------------------------------
+
+VARIANTS: dict[str, Any] = {
+    "control": {"losses.it.weight": 0},
+    "hot": {"losses.it.params.temperature": 8.0},
+    "dkd": {"losses.it.loss": "dkd"},
+}
+
+
+def varied(space: dict[str, Any], variants: dict[str, Any] = VARIANTS, **search: Any) -> Any:
+    content = {"base": deepcopy(TOY), "variants": variants, "space": space, "search": search}
+    return validated(SweepConfig, content, where="sweep")
+
+
+def test_every_variant_meets_every_point_and_all_weights_of_zero_are_one_control() -> None:
+    sweep = varied({"losses.it.weight": {"grid": [0, 1]}, "seed": {"grid": [0, 1]}})
+    points = distinct(sweep, grid_points(sweep.whole_space))
+    # of two weights and two seeds: the control, which the weight of 1 undoes, and the others at 0
+    labels = [(point["variant"], point["losses.it.weight"]) for point in points]
+    assert sorted(set(labels)) == [("control", 0), ("control", 1), ("dkd", 1), ("hot", 1)]
+    assert len(points) == 8
+
+
+def test_a_variant_is_all_of_its_changes_and_a_point_has_the_last_word() -> None:
+    run = varied({}).run({"variant": "hot", "epochs": 5})
+    assert run.losses["it"].params["temperature"] == 8.0
+    assert run.epochs == 5
+    assert varied({}).run({}).losses["it"].params["temperature"] == 2.0
+
+
+@pytest.mark.parametrize("algorithm", ["grid", "random"])
+def test_every_variant_is_among_the_neighbours(algorithm: str) -> None:
+    sweep = varied({"seed": {"grid": [0, 1, 2]}}, algorithm=algorithm)
+    near = neighbours(sweep)
+    assert {sweep.run({"variant": name}).identity for name in VARIANTS} <= {
+        run.identity for run in near
+    }
+    assert len(near) <= 1 + len(VARIANTS)
+
+
+@pytest.mark.parametrize(
+    ("variants", "space", "words"),
+    [
+        ({"a": {"epochs": 0}}, {}, "variants.a is no run: toy: epochs: input should be greater"),
+        ({"a": {"losses.x.loss": "kdd"}}, {}, "variants.a is no run: toy: losses.x"),
+        ({"a, b": {}}, {}, "variants: a name has letters, digits and ' _-:/', not 'a, b'"),
+        ({"a": {"workers": 1}}, {}, "variants.a.workers: is the same for all trials"),
+        (
+            {"a": {}, "b": {"losses.it.loss": "dist"}},
+            {"losses.it.params.alpha": {"grid": [1]}},
+            "space.losses.it.params.alpha: value 1 is no run of variant a: toy: losses.it",
+        ),
+    ],
+)
+def test_a_variant_that_is_no_run_is_refused(
+    variants: dict[str, Any], space: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(ValueError, match=re.escape(words)):
+        varied(space, variants)

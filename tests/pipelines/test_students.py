@@ -157,6 +157,12 @@ def test_a_form_changes_the_identity_and_none_does_not() -> None:
     assert len(identities | {bare.identity}) == len(FORMS) + 1
 
 
+def test_a_multiplier_of_no_layer_is_refused_before_training() -> None:
+    run = run_of("branches", optimizer={"lr": 0.01, "multipliers": {"block9": 0.1}})
+    with pytest.raises(ValueError, match="student: unknown layer 'block9'; did you mean 'block"):
+        checked(run)
+
+
 @pytest.mark.parametrize(
     ("student", "teacher", "words"),
     [

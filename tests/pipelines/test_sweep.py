@@ -178,7 +178,7 @@ def test_the_grid_is_every_combination_and_weight_zero_is_one_control(
     points = grid_points(config.space)
     assert len(points) == 12
     assert len({tuple(sorted(point.items())) for point in points}) == 12
-    assert len(distinct(config.base, points)) == 8
+    assert len(distinct(config, points)) == 8
 
 
 def trial(run: RunConfig, value: float, **changes: object) -> Trial:
@@ -207,6 +207,24 @@ def test_ranking_is_by_the_mean_over_seeds(toy_run: Path) -> None:
     assert [row.mean for row in backwards] == pytest.approx([0.5, 0.7])
     with pytest.raises(ValueError, match=r"unknown metric 'val/top'; did you mean 'val/top1'"):
         ranked(trials, metric="val/top", mode="max")
+
+
+def test_a_row_is_called_by_its_variant_and_only_a_plain_student_is_a_control(
+    toy_run: Path, workdir: Path
+) -> None:
+    alone = {"losses.distill.weight": 0}
+    branches = {"student.branches": {"stages": ["block3"], "count": 2}}
+    variants = {"alone": alone, "wide": {**alone, **branches}, "taught": {}}
+    config = swept(workdir, toy_run, variants=variants, space={"seed": {"grid": [1, 2]}})
+    points = grid_points(config.whole_space)
+    trials = [Trial(config.run(point), point, {"val/top1": 0.5}, is_whole=True) for point in points]
+    rows = ranked(trials, metric="val/top1", mode="max")
+    assert sorted((row.label, row.is_control, len(row.values)) for row in rows) == [
+        ("no distillation (control)", True, 2),
+        ("taught", False, 2),
+        ("wide", False, 2),
+    ]
+    assert {row.setting for row in rows} == {""}
 
 
 def test_a_range_names_its_end_points() -> None:

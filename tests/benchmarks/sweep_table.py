@@ -1,8 +1,9 @@
-"""KD2M's table on the real CIFAR-10, with the control that the paper lacks, as Markdown.
+"""A sweep's table on the real CIFAR-10, with control, test split and paired tests, as Markdown.
 
-Usage: python tests/benchmarks/kd2m_table.py, where ../shared/data is. Runs the sweep kd2m_cpu, or
-finds its runs finished, chooses each loss's weight on the validation split, evaluates the chosen
-students on the test split and writes results/kd2m_cpu.md beside this file.
+Usage: python tests/benchmarks/sweep_table.py NAME, where ../shared/data is: kd2m_cpu or
+kdiffusion_cpu. Runs the sweep of that name, or finds its runs finished, chooses of every loss or
+variant the setting that is best on the validation split, evaluates the chosen students on the test
+split and writes results/NAME.md beside this file.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import statistics
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,14 +20,18 @@ from pipelines import jobs
 from pipelines.loading import load
 from pipelines.report import Row
 from pipelines.significance import holm, paired_test
-from pipelines.space import SweepConfig
+from pipelines.space import VARIANT, SweepConfig
 from pipelines.sweep import Outcome, sweep
 from pipelines.tracking import Tracker, commit
 from pipelines.train import RESULT
 
-CONFIG = Path("pipelines/configs/sweeps/kd2m_cpu.yaml")
-RESULTS = Path(__file__).parent / "results" / "kd2m_cpu.md"
+CONFIGS = Path("pipelines/configs/sweeps")
+RESULTS = Path(__file__).parent / "results"
 LOSS = "losses.match.loss"
+TITLES = {
+    "kd2m_cpu": "KD2M's six rows on CIFAR-10, at the size of two cores",
+    "kdiffusion_cpu": "KDiffusion and its comparators on CIFAR-10, at the size of two cores",
+}
 
 
 def watch(stage: str, done: int, total: int, note: str) -> None:
@@ -33,10 +39,11 @@ def watch(stage: str, done: int, total: int, note: str) -> None:
 
 
 def chosen(rows: Sequence[Row]) -> list[Row]:
-    """The control, then of every loss the weight that was best on the validation split."""
+    """The control, then of every variant or loss what was best on the validation split."""
     best: dict[str, Row] = {}
     for row in rows:  # the best first
-        best.setdefault("" if row.is_control else row.trials[0].changes[LOSS], row)
+        changes = row.trials[0].changes
+        best.setdefault("" if row.is_control else changes.get(VARIANT, changes.get(LOSS)), row)
     return [best.pop(""), *best.values()]
 
 
@@ -74,7 +81,7 @@ def table(outcome: Outcome) -> str:
     return "\n".join([*lines, "", verdict + (", ".join(better) or "none") + "."])
 
 
-def every_weight(rows: Sequence[Row]) -> str:
+def every_setting(rows: Sequence[Row]) -> str:
     lines = ["| | validation |", "|---|---:|"]
     lines += [f"| {row.label} | {spread(row.values)} |" for row in rows]
     return "\n".join(lines)
@@ -87,8 +94,8 @@ def training_seconds(rows: Sequence[Row]) -> float:
     return sum(epoch["seconds"] for history in histories for epoch in history)
 
 
-def main() -> None:
-    config = load(CONFIG)
+def main(name: str) -> None:
+    config = load(CONFIGS / f"{name}.yaml")
     assert isinstance(config, SweepConfig)
     made_at = commit().get("mlflow.source.git.commit", "unknown")
     started = time.monotonic()
@@ -97,28 +104,29 @@ def main() -> None:
     base, trained = config.base, training_seconds(outcome.rows) / 60
     seeds = len(outcome.rows[0].values)
     (teacher,) = outcome.teachers.values()
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(
-        f"""# KD2M's six rows on CIFAR-10, at the size of two cores
+    RESULTS.mkdir(exist_ok=True)
+    result = RESULTS / f"{name}.md"
+    result.write_text(
+        f"""# {TITLES[name]}
 
-`python {Path(__file__).relative_to(Path.cwd())}` at commit {made_at[:7]}: {minutes:.0f} minutes on
-{os.cpu_count()} cores, {trained:.0f} minutes of training in all. {base.data.limit} pictures, of
-which {base.data.validation:.0%} for validation, {base.epochs} epochs, {seeds} seeds;
-{base.student.name} from {base.teacher and base.teacher.name} (test
+`python {Path(__file__).relative_to(Path.cwd())} {name}` at commit {made_at[:7]}:
+{minutes:.0f} minutes on {os.cpu_count()} cores, {trained:.0f} minutes of training in all.
+{base.data.limit} pictures, of which {base.data.validation:.0%} for validation,
+{base.epochs} epochs, {seeds} seeds; {base.student.name} from {" ".join(base.teachers)} (test
 {100 * teacher["test/top1"]:.2f}). Accuracy in percent, mean and standard deviation over
 seeds, of the epoch that was best on validation. The control has the same schedule and, seed by
 seed, the same initial weights and order of pictures; p is of the paired t-test on the test split.
 
 {table(outcome)}
 
-Every weight, on the validation split by which the rows above were chosen (so that theirs are
+Every setting, on the validation split by which the rows above were chosen (so that theirs are
 optimistic):
 
-{every_weight(outcome.rows)}
+{every_setting(outcome.rows)}
 """
     )
-    print(RESULTS.read_text())
+    print(result.read_text())
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1])

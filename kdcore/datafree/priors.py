@@ -92,6 +92,17 @@ PRIORS: Mapping[str, Prior] = {
 }
 
 
+def check_priors(weighted: Mapping[str, Weighted]) -> None:
+    """Raise ValueError for an unknown prior or hyper-parameter, with the nearest name."""
+    for name, one in weighted.items():
+        if name not in PRIORS:
+            raise ValueError(unknown_name("prior", name, PRIORS))
+        known = PRIORS[name].hyperparameters
+        for key in one.params:
+            if key not in known:
+                raise ValueError(unknown_name(f"parameter of prior {name}", key, known))
+
+
 @final
 class Seen:
     """All that a batch of pictures can be judged by, each computed when a prior first asks.
@@ -160,10 +171,10 @@ class Priors(nn.Module):
 
     def __init__(self, weighted: Mapping[str, Weighted], seen: Seen) -> None:
         super().__init__()
+        check_priors(weighted)
         self.weighted = {name: one for name, one in weighted.items() if one.weight}
         self.remembering = nn.ModuleDict()
         for name, one in self.weighted.items():
-            _check(name, one)
             if isinstance(PRIORS[name].function, type):
                 self.remembering[name] = _made(PRIORS[name], one, seen)
 
@@ -216,13 +227,3 @@ def _made(prior: Prior, one: Weighted, seen: Seen) -> nn.Module:
     given = [value for name, value in shapes.items() if name in wanted]
     module: nn.Module = prior.function(*given, **one.params)
     return module
-
-
-def _check(name: str, one: Weighted) -> None:
-    if name not in PRIORS:
-        raise ValueError(unknown_name("prior", name, PRIORS))
-    for key in one.params:
-        if key not in PRIORS[name].hyperparameters:
-            raise ValueError(
-                unknown_name(f"parameter of prior {name}", key, PRIORS[name].hyperparameters)
-            )

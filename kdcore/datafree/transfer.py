@@ -10,13 +10,14 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from kdcore.datafree.images import Normalisation
+from kdcore.datafree.observation import Observation, observe
 from kdcore.datafree.plans import Method, Offline
 from kdcore.datafree.predictions import class_shares
-from kdcore.datafree.synthesis import Synthesizer
+from kdcore.datafree.statistics import statistics_distance
+from kdcore.datafree.synthesis import Round, Synthesizer
 from kdcore.datafree.targets import Records
 from kdcore.philox import WORD
 from kdcore.taps import Tapped
-from kdcore.teachers import teacher_outputs
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,8 @@ class TransferSet:
     image: UInt8[Tensor, "n c h w"]
     label: Int[Tensor, " n"]  # the class that was aimed at, else the teacher's choice
     logits: Float[Tensor, "n k"]
-    metrics: Mapping[str, float]  # of the last round: losses, parts, shares of the classes
+    # of the last round its losses; of all, the classes' shares and the distance of the statistics
+    metrics: Mapping[str, float]
 
 
 def shard_seed(seed: int, shard: int) -> int:
@@ -69,15 +71,23 @@ def transfer_set(
     rounds = [synthesizer.round() for _ in range(-(-count // method.schedule.batch_size))]
     image = normalisation.stored(torch.cat([made.image for made in rounds]))[:count]
     seen = normalisation.loaded(image, synthesizer.like.dtype)
-    logits = teacher_outputs(teacher, seen).logits
+    said = _said(teacher, seen)
+    logits = said.outputs.logits
     aimed = torch.cat([made.label for made in rounds])[:count]
     label = logits.argmax(dim=1) if method.targets is None else aimed
-    return TransferSet(image, label, logits, _metrics(rounds[-1].losses, rounds[-1].parts, logits))
+    return TransferSet(image, label, logits, _metrics(rounds[-1], said))
 
 
-def _metrics(
-    losses: Sequence[float], parts: Mapping[str, float], logits: Tensor
-) -> dict[str, float]:
-    ends = {"loss_first": losses[0], "loss_last": losses[-1]} if losses else {}
-    shares = {f"share/{k}": float(share) for k, share in enumerate(class_shares(logits))}
-    return {**ends, **parts, **shares}
+@torch.no_grad()
+def _said(teacher: Tapped, image: Float[Tensor, "n c h w"]) -> Observation:
+    return observe(teacher, image)
+
+
+def _metrics(last: Round, said: Observation) -> dict[str, float]:
+    ends = {"loss_first": last.losses[0], "loss_last": last.losses[-1]} if last.losses else {}
+    parts = {f"part/{name}": value for name, value in last.parts.items()}
+    shares = enumerate(class_shares(said.outputs.logits).tolist())
+    metrics = {**ends, **parts, **{f"share/{k}": share for k, share in shares}}
+    if said.inputs:
+        metrics["statistics"] = float(statistics_distance(said.moments, said.running))
+    return metrics

@@ -12,16 +12,16 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # who may know a library; numpy and torch are everyone's
 OWNERS = {
-    "PIL": {"sources"},
+    "PIL": {"sources", "synthesize"},
     "filelock": {"train"},
     "jaxtyping": {"diagnostics"},
     "matplotlib": {"figures"},
     "mlflow": {"tracking"},
     "onnxruntime": {"exports"},
     "optuna": {"trials"},
-    "pyarrow": {"cache", "sources"},
-    "pydantic": {"config", "networks", "optimizer", "space", "strict", "terms"},
-    "ray": {"cache", "cluster", "train", "trial", "trials"},
+    "pyarrow": {"cache", "sources", "synthesize"},
+    "pydantic": {"config", "networks", "optimizer", "space", "strict", "terms", "transfer"},
+    "ray": {"cache", "cluster", "synthesize", "train", "trial", "trials"},
     "rich": {"cli"},
     "safetensors": {"models"},
     "scipy": {"significance"},

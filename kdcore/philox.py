@@ -28,11 +28,14 @@ def philox(counter: Int[Tensor, "... 4"], key: Tensor | Sequence[int]) -> Int[Te
     c0, c1, c2, c3 = counter.unbind(-1)
     k0, k1 = (int(word) for word in key)
     for _ in range(10):
-        high0, low0 = _product(c0, _MULTIPLIERS[0])
-        high1, low1 = _product(c2, _MULTIPLIERS[1])
-        c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
+        # int64 wraps modulo 2^64 and the shift drags the sign along: a mask undoes both, and what
+        # is only combined by xor until the next mask needs none
+        first, second = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
+        c0 = _mixed(second >> 32, c1, k0)
+        c2 = _mixed(first >> 32, c3, k1)
+        c1, c3 = second, first
         k0, k1 = (k0 + _WEYL[0]) & WORD, (k1 + _WEYL[1]) & WORD
-    return torch.stack([c0, c1, c2, c3], dim=-1)
+    return torch.stack([c0, c1 & WORD, c2, c3 & WORD], dim=-1)
 
 
 def uniform(
@@ -68,7 +71,5 @@ def normal(
     return torch.view_as_real(numbers).flatten(1)[:, :count].reshape(len(index), *shape)
 
 
-def _product(word: Tensor, multiplier: int) -> tuple[Tensor, Tensor]:
-    # int64 wraps modulo 2^64; the mask undoes the sign that the shift drags along
-    product = word * multiplier
-    return (product >> 32) & WORD, product & WORD
+def _mixed(high: Tensor, word: Tensor, key: int) -> Tensor:
+    return high.bitwise_xor_(word).bitwise_xor_(key).bitwise_and_(WORD)

@@ -75,7 +75,9 @@ class DistillStep(nn.Module):
             for label, term in self.terms.items()
         }
         if CROSS_ENTROPY not in parts:
-            parts[CROSS_ENTROPY] = cross_entropy(student.logits, batch.label)
+            parts[CROSS_ENTROPY] = cross_entropy(
+                student.logits, batch.target(student.logits.shape[1])
+            )
         return parts
 
 

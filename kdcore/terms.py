@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from kdcore.checks import unknown_name
@@ -35,11 +35,13 @@ class Loss(ABC):
     The signature of ``function`` is the schema: its positional parameters come from the run, its
     keyword-only ones from the configuration. ``weight`` is the one the literature uses.
     ``batch_level`` says that samples are compared with each other, so that under DDP the rows of
-    all workers are gathered first.
+    all workers are gathered first, ``mixes`` that its ``label`` may be the shares of classes that
+    mixed pictures have; the others refuse these.
     """
 
     function: Callable[..., Any]
     batch_level: bool = field(default=False, kw_only=True)
+    mixes: bool = field(default=False, kw_only=True)
     weight: float = field(default=1.0, kw_only=True)
 
     @property
@@ -176,6 +178,19 @@ def present(teacher: Outputs | None) -> Outputs:
     return teacher
 
 
+def one_label(batch: Batch, *, instead: str = "") -> Int[Tensor, " b"]:
+    """The label of each picture; ValueError where pictures are mixed and have two.
+
+    ``instead`` is what else the message advises.
+    """
+    if batch.mix is not None:
+        raise ValueError(
+            "this loss reads one label of each picture, and these are mixed of two: leave mixup "
+            f"and cutmix out, or take a loss without labels{instead}"
+        )
+    return batch.label
+
+
 def feature_of(network: str, outputs: Outputs, layer: str) -> Tensor:
     """A layer's feature; ValueError where the network (named in the message) has none such."""
     if not outputs.features:
@@ -198,7 +213,16 @@ class _FunctionTerm(Term):
         super().__init__()
         self._function, self._params = loss.function, dict(params)
         self._inputs = loss.inputs
-        self._batch_level = loss.batch_level
+        self._batch_level, self._mixes = loss.batch_level, loss.mixes
+        # classes may be the teacher's predictions instead, of any picture
+        self._reads_label = "label" in loss.inputs and params.get("labels") != "teacher"
+        self._instead = ", or `labels: teacher`" if "labels" in loss.hyperparameters else ""
+
+    def label_of(self, batch: Batch, num_classes: int) -> Tensor:
+        """What the function gets as ``label``; ValueError where it cannot read that of a mix."""
+        if self._mixes:
+            return batch.target(num_classes)
+        return one_label(batch, instead=self._instead) if self._reads_label else batch.label
 
     def compare(self, values: Mapping[str, Any], epoch: float) -> Tensor:
         chosen = [values[name] for name in self._inputs]
@@ -212,7 +236,8 @@ class _FunctionTerm(Term):
 
 class _LogitsTerm(_FunctionTerm):
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
-        values: dict[str, Any] = {"student": student.logits, "label": batch.label}
+        label = self.label_of(batch, student.logits.shape[1])
+        values: dict[str, Any] = {"student": student.logits, "label": label}
         if "teacher" in self._inputs:
             taught = present(teacher)
             values |= {"teacher": taught.logits, "teacher_classifier": taught.classifier}
@@ -245,7 +270,7 @@ class _FeaturesTerm(_FunctionTerm):
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
         taught = present(teacher)
         shared = {
-            "label": batch.label,
+            "label": self.label_of(batch, student.logits.shape[1]),
             "student_logits": student.logits,
             "teacher_logits": taught.logits,
             "student_classifier": student.classifier,

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
@@ -41,6 +42,20 @@ class Outputs:
 
 
 @dataclass(frozen=True, slots=True)
+class Mix:
+    """The other picture in each picture of a batch that mixes two: its label, and who has how much.
+
+    A picture that is not mixed keeps all of its share.
+    """
+
+    label: Int[Tensor, " b"]
+    share: Float[Tensor, " b"]  # in [0, 1], of the batch's own label; the other has the rest
+
+    def to(self, device: torch.device) -> Mix:
+        return Mix(self.label.to(device), self.share.to(device))
+
+
+@dataclass(frozen=True, slots=True)
 class Batch:
     """Pictures, labels and what their teachers said about them, wherever that came from."""
 
@@ -50,6 +65,25 @@ class Batch:
     teacher: Outputs | None = None  # the only teacher's, or the average of several
     epoch: float = 0.0  # how many have been trained on when this batch comes, as a fraction
     teachers: Mapping[str, Outputs] = field(default_factory=dict)  # by label
+    mix: Mix | None = None  # where pictures are made of two, so that ``label`` is half of the truth
+
+    def target(self, num_classes: int) -> Int[Tensor, " b"] | Float[Tensor, "b k"]:
+        """The labels; of mixed pictures the share of every class."""
+        if self.mix is None:
+            return self.label
+        own, other = (F.one_hot(label, num_classes) for label in (self.label, self.mix.label))
+        share = self.mix.share[:, None]
+        return share * own + (1 - share) * other
+
+    def right(self, predicted: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
+        """Of each picture the share that a prediction names: 0 or 1 unless it is mixed.
+
+        Source: Zhang and others 2018, arXiv:1710.09412, the training accuracy of their code.
+        """
+        own = (predicted == self.label).float()
+        if self.mix is None:
+            return own
+        return own.lerp((predicted == self.mix.label).float(), 1 - self.mix.share)
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device."""
@@ -61,6 +95,7 @@ class Batch:
             index=self.index.to(device),
             teacher=teacher,
             teachers={label: said.to(device) for label, said in self.teachers.items()},
+            mix=None if self.mix is None else self.mix.to(device),
         )
 
 

@@ -18,7 +18,7 @@ from kdcore.step import DistillStep
 from kdcore.taps import EMBEDDING, Tapped
 from kdcore.teachers import freeze, heard, taught_together, teacher_outputs
 from kdcore.terms import present
-from kdcore.types import Batch, Classifier, Outputs, Probe
+from kdcore.types import Batch, Classifier, Mix, Outputs, Probe
 from pipelines.config import RunConfig, TeacherConfig
 from pipelines.data import Reader
 from pipelines.models import build_network, load_weights
@@ -107,7 +107,7 @@ def build_step(
 
     Raises ValueError, naming the loss, where it cannot compare what it is given.
     """
-    probe = _probe(run, pictures)
+    probe = probe_of(run, pictures)
     if run.diagnostics.bounds:
         _check_widths(_hearing(probe, run.diagnostics.teacher))
     student = build_student(run, pictures, classifiers)
@@ -162,11 +162,13 @@ def _check_widths(probe: Probe) -> None:
         )
 
 
-def _probe(run: RunConfig, pictures: Pictures) -> Probe:
+def probe_of(run: RunConfig, pictures: Pictures) -> Probe:
     """Two blank pictures through all networks, whose weights do not matter here."""
     image = _blank(run, pictures)
     said = {label: _said(run, label, pictures, image) for label in run.heard}
-    batch = Batch(image, torch.zeros(2, dtype=torch.int64), torch.arange(2), teachers=said)
+    label = torch.zeros(2, dtype=torch.int64)
+    mix = Mix(label, torch.full((2,), 0.5)) if run.data.augment.mixes else None
+    batch = Batch(image, label, torch.arange(2), teachers=said, mix=mix)
     batch = next(taught_together([batch], {}, precision={}, space=run.ensemble))
     student = build_student(run, pictures).eval()
     with torch.no_grad(), _named("student"):

@@ -106,8 +106,10 @@ def check(config: Config, changes: Changes = [], debug: Debug = False) -> None:
         compared = f"{term.loss} {term.params} {term.layers or ''} {whose}"
         console.print(f"  {label}: {term.weight} x {compared}".rstrip())
     if isinstance(loaded, SweepConfig):
-        for path, values in loaded.whole_space.items():
-            console.print(f"  over {path}: {values.kind} {getattr(values, values.kind)}")
+        for variant in loaded.variants:
+            console.print(f"  variant {variant}")
+        for path, values in loaded.space.items():
+            console.print(f"  over {path}: {values.kind} {values.given}")
 
 
 @app.command()
@@ -161,8 +163,14 @@ def train(
 @app.command()
 @_explained
 def sweep(
-    config: Config,
+    config: Annotated[Path | None, typer.Argument(help="A sweep, as YAML.")] = None,
     changes: Changes = [],
+    resume: Annotated[
+        str, typer.Option(help="Go on with the sweep of that name, as it was begun.")
+    ] = "",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")
+    ] = False,
     verbose: Verbose = False,
     debug: Debug = False,
 ) -> None:
@@ -170,7 +178,14 @@ def sweep(
     from pipelines import sweep as sweeps
     from pipelines.tracking import Tracker
 
-    loaded = _as_sweep(load(config, changes))
+    if (config is None) == (not resume):
+        raise ValueError("expected a sweep's file, or the name of one by --resume")
+    if resume and changes:
+        raise ValueError("a sweep that is resumed is the one that was begun: leave --set out")
+    loaded = _as_sweep(load(config, changes)) if config else sweeps.begun_sweep(resume)
+    if dry_run:
+        _print_plan(loaded)
+        return
     with _Bars() as watch:
         outcome = sweeps.sweep(loaded, watch=watch, tracker=Tracker(), verbose=verbose)
     _print_ranking(loaded, outcome)
@@ -279,6 +294,28 @@ def _as_sweep(loaded: RunConfig | SweepConfig) -> SweepConfig:
     if isinstance(loaded, SweepConfig):
         return loaded
     return SweepConfig(name=loaded.name, base=loaded, space={})
+
+
+def _print_plan(config: SweepConfig) -> None:
+    from pipelines.build import checked
+    from pipelines.plan import planned
+
+    pictures = checked(config.base)
+    for neighbour in neighbours(config):
+        checked(neighbour)
+    plan = planned(config, pictures)
+    for place, point in enumerate(plan.trials, start=1):
+        words = " ".join(f"{path}={value}" for path, value in point.items())
+        console.print(f"{place:>5} {words or 'base'}", soft_wrap=True, highlight=False)
+    left = plan.count - plan.finished
+    console.print(f"{plan.count} trials, {plan.finished} of them finished")
+    if plan.cache_bytes:
+        size = f"{plan.cache_bytes / 2**20:,.0f} MiB before compression"
+        console.print(f"cache: {plan.cache_rows:,} rows of the base's teacher, {size}")
+    console.print(
+        f"time: {1000 * plan.step_seconds:.0f} ms a step of the base, so {plan.hours:.2f} hours "
+        f"for {left} trials one after the other; teacher, cache and validation come on top"
+    )
 
 
 def _print_ranking(config: SweepConfig, outcome: Outcome) -> None:

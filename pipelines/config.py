@@ -23,6 +23,8 @@ from kdcore.checks import unknown_name
 from kdcore.losses import LOSSES
 from kdcore.taps import EMBEDDING
 from kdcore.teachers import Ensemble
+from pipelines.augment import VERSION as VIEWS_VERSION
+from pipelines.augment import AugmentConfig
 from pipelines.networks import ModelConfig, StudentConfig
 from pipelines.optimizer import OptimizerConfig
 from pipelines.strict import Strict
@@ -72,13 +74,6 @@ class TeacherConfig(Strict):
         return ModelConfig(
             name=str(self.name), weights=self.weights, params=self.params, stem=self.stem
         )
-
-
-class AugmentConfig(Strict):
-    """What a view does to a picture; the numbers are drawn from (sample, view, seed)."""
-
-    crop: NonNegativeInt = 0  # zero-padding in pixels before a crop of the original size
-    flip: bool = False  # horizontal, with probability 1/2
 
 
 class DataConfig(Strict):
@@ -311,6 +306,8 @@ class RunConfig(Strict):
         """
         content = self.model_dump(mode="json", exclude={"name", "runs", "caches"})
         del content["data"]["download"]
+        if self.data.views and VIEWS_VERSION > 1:  # which runs had before versions counted
+            content["data"]["augment"]["version"] = VIEWS_VERSION
         content["student"]["weights"] = _file_digest(self.student.weights)
         content["losses"] = {label: content["losses"][label] for label in self.active}
         self._identify_teachers(content)

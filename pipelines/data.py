@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from kdcore.types import Batch, Classifier, Outputs
-from pipelines.config import RunConfig
-from pipelines.sources import Pictures, split
-from pipelines.views import normalised, permutation, view
+from kdcore.types import Batch, Classifier, Mix, Outputs
+from pipelines.config import DataConfig, RunConfig
+from pipelines.sources import Pictures, split, split_rows
+from pipelines.views import mixed, mixture, normalised, permutation, view
+
+Fetch = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]  # row numbers to pixels and labels
 
 
 @dataclass(frozen=True)
@@ -88,25 +91,70 @@ class Reader:
             yield self._batch(rows[start : start + self.run.batch_size], 0)
 
     def _batch(self, rows: np.ndarray, number: int, *, epoch: float = 0.0) -> Batch:
-        image = view_of(self.run, self.pictures, rows, number)
+        seen = seen_as(
+            self.run.data, _held(self.pictures), rows, number, count=len(self.pictures.label)
+        )
         return Batch(
-            image=normalised(image, mean=self.run.data.mean, std=self.run.data.std),
-            label=torch.from_numpy(self.pictures.label[rows]),
+            image=normalised(seen.image, mean=self.run.data.mean, std=self.run.data.std),
+            label=seen.label,
             index=torch.from_numpy(rows),
             epoch=epoch,
             teachers={label: said.outputs(number, rows) for label, said in self.teachers.items()},
+            mix=seen.mix,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """Some rows as a view shows them, before they are normalised."""
+
+    image: Tensor  # (B, C, H, W) uint8
+    label: Tensor  # (B,) int64
+    mix: Mix | None  # the other pictures in them, where the view mixes
 
 
 def view_of(run: RunConfig, pictures: Pictures, rows: np.ndarray, number: int) -> Tensor:
     """Some rows as view ``number`` shows them, uint8: what the teacher and the student both see."""
-    return view(
-        torch.from_numpy(pictures.image[rows]),
-        torch.tensor(rows),
-        number,
-        augment=run.data.augment,
-        seed=run.data.view_seed,
+    return seen_as(run.data, _held(pictures), rows, number, count=len(pictures.label)).image
+
+
+def seen_as(data: DataConfig, fetch: Fetch, rows: np.ndarray, number: int, *, count: int) -> Seen:
+    """Some of ``count`` rows as view ``number`` shows them, with their labels.
+
+    A mixed picture is made of the same view of two training pictures; ``fetch`` is asked for the
+    partners too, which are anywhere in the training split.
+    """
+    image, label, sample = *_fetched(fetch, rows), torch.tensor(rows)
+    shown = view(image, sample, number, augment=data.augment, seed=data.view_seed)
+    if number == 0 or not data.augment.mixes:
+        return Seen(shown, label, None)
+    partner = partners(data, number, count=count)[rows]
+    other, other_label = _fetched(fetch, partner)
+    beside = view(
+        other, torch.from_numpy(partner), number, augment=data.augment, seed=data.view_seed
     )
+    height, width = image.shape[2:]
+    how = mixture(sample, number, size=(height, width), augment=data.augment, seed=data.view_seed)
+    return Seen(mixed(shown, beside, how), label, Mix(other_label, how.share))
+
+
+def partners(data: DataConfig, number: int, *, count: int) -> np.ndarray:
+    """For each row the one it is mixed with in a view: a permutation of the training split.
+
+    No row outside the split is another's partner, so that no validation picture is trained on.
+    """
+    return _partners(count, data.validation, data.split_seed, data.view_seed, number)
+
+
+@lru_cache(maxsize=2)  # every batch of an epoch asks for the same one
+def _partners(
+    count: int, validation: float, split_seed: int, view_seed: int, number: int
+) -> np.ndarray:
+    train, _ = split_rows(count, validation, split_seed)
+    order = permutation(len(train), seed=view_seed, epoch=number, stream="partner")
+    partner = np.arange(count)
+    partner[train] = train[order.numpy()]
+    return partner
 
 
 def whole(run: RunConfig, pictures: Pictures) -> Iterator[Batch]:
@@ -119,6 +167,15 @@ def whole(run: RunConfig, pictures: Pictures) -> Iterator[Batch]:
             label=torch.from_numpy(pictures.label[rows]),
             index=torch.from_numpy(rows),
         )
+
+
+def _held(pictures: Pictures) -> Fetch:
+    return lambda rows: (pictures.image[rows], pictures.label[rows])
+
+
+def _fetched(fetch: Fetch, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+    image, label = fetch(rows)
+    return torch.from_numpy(image), torch.from_numpy(label)
 
 
 def _tensor(held: np.ndarray, rows: np.ndarray) -> Tensor:

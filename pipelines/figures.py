@@ -33,7 +33,7 @@ def learning_curves(histories: Mapping[str, Sequence[History]], *, control: str 
     measured = {name for runs in histories.values() for run in runs for name in run[0]}
     parts = sorted(name for name in measured - {"train/top1"} if name.startswith("train/"))
     names = ["val/top1", "val/nll", *parts]
-    figure, axes = _panels(len(names))
+    figure, axes = panels(len(names))
     for name, axis in zip(names, axes, strict=True):
         for style, (label, runs) in zip(
             _styles(histories, control), histories.items(), strict=True
@@ -57,7 +57,7 @@ def joint_embedding(pair: Matched, *, seed: int = 0) -> Figure:
     perplexity = min(30.0, (len(rows) - 1) / 3)
     places = TSNE(init="pca", random_state=seed, perplexity=perplexity).fit_transform(rows)
     label, half = pair.label.cpu().numpy(), len(pair.label)
-    figure, (axis,) = _panels(1, size=5.0)
+    figure, (axis,) = panels(1, size=5.0)
     for name, marker, part in (("student", "o", places[:half]), ("teacher", "^", places[half:])):
         colours = np.take(CLASSES, label % len(CLASSES))
         axis.scatter(*part.T, c=colours, marker=marker, s=14, alpha=0.6, label=name, linewidths=0)
@@ -74,7 +74,7 @@ def risk_bounds(histories: Mapping[str, Sequence[History]], *, control: str = ""
         "class-conditional W1": "bounds/class_wasserstein_1",
         "mass of the plan on its diagonal": "bounds/diagonal_plan_mass",
     }
-    figure, axes = _panels(len(names))
+    figure, axes = panels(len(names))
     for (title, name), axis in zip(names.items(), axes, strict=True):
         for style, (label, runs) in zip(
             _styles(histories, control), histories.items(), strict=True
@@ -119,7 +119,8 @@ def _band(
         )
 
 
-def _panels(count: int, *, size: float = 3.2) -> tuple[Figure, list[Axes]]:
+def panels(count: int, *, size: float = 3.2) -> tuple[Figure, list[Axes]]:
+    """A figure of so many axes, three beside each other."""
     columns = min(count, 3)
     rows = math.ceil(count / columns)
     figure = Figure(figsize=(1.25 * size * columns, size * rows), layout="constrained", dpi=120)

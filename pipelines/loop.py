@@ -183,7 +183,7 @@ def _train_epoch(
         scaler.scale(result.loss).backward()
         scaler.step(optimizer)
         scaler.update()
-        right = (result.logits.argmax(dim=1) == batch.label).float().mean()
+        right = batch.right(result.logits.argmax(dim=1)).mean()
         seen = {"loss": result.loss.detach(), "top1": right, **result.parts}
         sums = {name: sums.get(name, 0.0) + value.double() for name, value in seen.items()}
         count += 1

@@ -67,6 +67,16 @@ def ranked(trials: Iterable[Trial], *, metric: str, mode: str) -> list[Row]:
     return sorted(rows.values(), key=lambda row: row.mean, reverse=mode == "max")
 
 
+def swept_numbers(row: Row) -> dict[str, float]:
+    """What the sweep changed for a row that is a number, by dotted path."""
+    changes = row.trials[0].changes
+    return {
+        path: float(value)
+        for path, value in changes.items()
+        if path != "seed" and isinstance(value, int | float) and not isinstance(value, bool)
+    }
+
+
 def best_trial(row: Row, *, mode: str) -> Trial:
     """The seed that did best by the metric, in one row."""
     pick = max if mode == "max" else min

@@ -60,8 +60,13 @@ def _read_once(data: DataConfig, part: Part) -> Pictures:
 
 def split(count: int, data: DataConfig) -> tuple[np.ndarray, np.ndarray]:
     """Sorted row numbers of the training and validation split of a training part of ``count``."""
-    order = permutation(count, seed=data.split_seed, epoch=0, stream="split").numpy()
-    held_out = max(1, round(count * data.validation))
+    return split_rows(count, data.validation, data.split_seed)
+
+
+def split_rows(count: int, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """``split`` from its three numbers: the share of the rows that validates, and the seed."""
+    order = permutation(count, seed=seed, epoch=0, stream="split").numpy()
+    held_out = max(1, round(count * share))
     return np.sort(order[held_out:]), np.sort(order[:held_out])
 
 

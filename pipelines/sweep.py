@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,15 +15,18 @@ from pipelines.cluster import cluster
 from pipelines.config import RunConfig, digest, plain
 from pipelines.exports import exported
 from pipelines.loop import Metrics
-from pipelines.report import Row, Trial, best_trial, ranked
+from pipelines.ranges import LISTED
+from pipelines.report import Row, Trial, best_trial, ranked, swept_numbers
+from pipelines.responses import Response, response_curves, response_maps
 from pipelines.sources import Pictures, read_pictures
-from pipelines.space import VARIANT, Range, SweepConfig, grid_points, neighbours
+from pipelines.space import VARIANT, SweepConfig, neighbours
+from pipelines.strict import validated
 from pipelines.tracking import TrackedRun, Tracker
 from pipelines.train import RESULT, Finished, Inputs, Teacher, finished
 from pipelines.trial import inputs_key
 from pipelines.trials import run_trials
 
-OUTCOME = "ranking.json"
+OUTCOME, SWEEP = "ranking.json", "sweep.json"
 
 
 @dataclass(frozen=True)
@@ -45,18 +49,20 @@ def sweep(config: SweepConfig, *, watch: jobs.Watch, tracker: Tracker, verbose: 
         checked(run)
     nested = config.base.workers > 1
     early = config.search.scheduler != "none"
+    folder = begun(config)
     with cluster(verbose=verbose, dashboard=nested and early):
         inputs = shared_inputs(config, watch=watch, tracker=tracker)
         tags = {"kd.kind": "sweep", "kd.cache": " ".join(i.fingerprint for i in inputs.values())}
-        name = sweep_folder(config).name
-        with tracker.start(name, params=plain(config), tags=tags) as parent:
-            trials = run_trials(config, inputs, watch=watch, tracker=tracker, parent=parent)
+        with tracker.start(folder.name, params=plain(config), tags=tags) as parent:
+            trials = run_trials(
+                config, inputs, proposals=folder, watch=watch, tracker=tracker, parent=parent
+            )
             outcome = _judged(config, trials, inputs)
             held = inputs[inputs_key(outcome.best.run)]
             parent.log(outcome.test, epoch=0)
             parent.log_artifact(outcome.folder / OUTCOME)
             _log_student(parent, outcome, held.pictures)
-            _log_figures(parent, outcome, held)
+            _log_figures(parent, outcome, held, metric=config.search.metric)
     return outcome
 
 
@@ -64,6 +70,28 @@ def sweep_folder(config: SweepConfig) -> Path:
     """Where the table of this very sweep is kept."""
     content = {**plain(config), "base": config.base.identity, "name": None}
     return config.base.runs / "sweeps" / f"{config.name}-{digest(content)[:12]}"
+
+
+def begun(config: SweepConfig) -> Path:
+    """The sweep's folder, with what it is, so that it can be taken up again by its name."""
+    folder = sweep_folder(config)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / SWEEP).write_text(json.dumps(plain(config), indent=1) + "\n")
+    return folder
+
+
+def begun_sweep(name: str, runs: Path = Path("runs")) -> SweepConfig:
+    """The sweep of that name, or of that folder's name, as it was begun.
+
+    Raises ValueError where there is none, or several with that name.
+    """
+    folders = [file.parent for file in (runs / "sweeps").glob(f"*/{SWEEP}")]
+    found = [one for one in folders if name in (one.name, one.name.rpartition("-")[0])]
+    if len(found) != 1:
+        known = ", ".join(sorted(one.name for one in found or folders)) or "none"
+        raise ValueError(f"expected one sweep {name!r} in {runs / 'sweeps'}, there are: {known}")
+    content = json.loads((found[0] / SWEEP).read_text())
+    return validated(SweepConfig, content, where=str(found[0] / SWEEP))
 
 
 def best_run(config: SweepConfig) -> RunConfig:
@@ -77,8 +105,7 @@ def best_run(config: SweepConfig) -> RunConfig:
 def shared_inputs(config: SweepConfig, *, watch: jobs.Watch, tracker: Tracker) -> dict[str, Inputs]:
     """What the trials train on, once for every data set and teacher among them."""
     near, inputs = neighbours(config), {}
-    for point in grid_points(_shared_space(config)):
-        run = config.run(point)
+    for run in _sharing(config):
         if inputs_key(run) in inputs:
             continue
         layers = _layers_read(near, run)
@@ -96,17 +123,22 @@ def _layers_read(near: Iterable[RunConfig], run: RunConfig) -> Mapping[str, set[
     return layers
 
 
-def _shared_space(config: SweepConfig) -> dict[str, Range]:
-    """The part of the space that changes what is trained on."""
-    shared = {
-        path: values
-        for path, values in config.whole_space.items()
-        if path.split(".")[0] in (VARIANT, "data", "teacher")
-    }
-    for path, values in shared.items():
-        if values.kind not in ("grid", "choice"):
-            raise ValueError(f"space.{path}: the data and the teacher vary by listed values only")
-    return shared
+def _sharing(config: SweepConfig) -> Iterator[RunConfig]:
+    """A run for every data set and teacher that the sweep's trials can have."""
+    for variant in config.variants or [None]:
+        shared = {
+            path: values
+            for path, values in config.ranges_of(variant).items()
+            if path.split(".")[0] in ("data", "teacher")
+        }
+        for path, values in shared.items():
+            if values.kind not in LISTED:
+                raise ValueError(
+                    f"space.{path}: the data and the teacher vary by listed values only"
+                )
+        named = {VARIANT: variant} if variant else {}
+        for listed in itertools.product(*(values.given for values in shared.values())):
+            yield config.run(named | dict(zip(shared, listed, strict=True)))
 
 
 def _judged(config: SweepConfig, trials: list[Trial], inputs: Mapping[str, Inputs]) -> Outcome:
@@ -134,7 +166,6 @@ def _judged(config: SweepConfig, trials: list[Trial], inputs: Mapping[str, Input
         test=jobs.tested(best.run, jobs.trained_student(best.run, student)),
         folder=sweep_folder(config),
     )
-    outcome.folder.mkdir(parents=True, exist_ok=True)
     (outcome.folder / OUTCOME).write_text(json.dumps(_summary(outcome), indent=1) + "\n")
     return outcome
 
@@ -153,7 +184,8 @@ def _log_student(parent: TrackedRun, outcome: Outcome, pictures: Pictures) -> No
         parent.log_artifact(path)
 
 
-def _log_figures(parent: TrackedRun, outcome: Outcome, inputs: Inputs) -> None:
+def _log_figures(parent: TrackedRun, outcome: Outcome, inputs: Inputs, *, metric: str) -> None:
+    control = next((row for row in outcome.rows if row.is_control), None)
     jobs.log_figures(
         parent,
         outcome.best.run,
@@ -161,8 +193,20 @@ def _log_figures(parent: TrackedRun, outcome: Outcome, inputs: Inputs) -> None:
         inputs,
         {row.label: _histories(row) for row in outcome.rows},
         folder=outcome.folder,
-        control=next((row.label for row in outcome.rows if row.is_control), ""),
+        control=control.label if control else "",
     )
+    responses = [
+        Response(swept_numbers(row), row.values) for row in outcome.rows if not row.is_control
+    ]
+    values = control.values if control else ()
+    drawn = {
+        "responses": response_curves(responses, metric=metric, control=values),
+        "pairs": response_maps(responses, metric=metric),
+    }
+    for name, figure in drawn.items():
+        if figure is not None:
+            figure.savefig(outcome.folder / f"{name}.png")
+            parent.log_artifact(outcome.folder / f"{name}.png")
 
 
 def _histories(row: Row) -> list[list[Metrics]]:

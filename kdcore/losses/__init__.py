@@ -57,7 +57,7 @@ from kdcore.terms import Features, Logits, Loss, Stateful, Term
 __all__ = ["LOSSES", "Features", "Logits", "Loss", "Stateful", "Term"]
 
 LOSSES: Mapping[str, Loss] = {
-    "ce": Logits(cross_entropy),
+    "ce": Logits(cross_entropy, mixes=True),
     "kd": Logits(kd, weight=0.9),
     "reverse_kd": Logits(reverse_kd),
     "js": Logits(jensen_shannon),

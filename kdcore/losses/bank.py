@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from kdcore.losses.contrast import noise_contrast
 from kdcore.losses.samples import samples
 from kdcore.rows import gather_rows, unit_rows
-from kdcore.terms import Term, feature_of, present
+from kdcore.terms import Term, feature_of, one_label, present
 from kdcore.types import Batch, Outputs, Probe
 
 
@@ -117,8 +117,8 @@ class _Bank(nn.Module):
     ) -> Float[Tensor, ""]:
         here = unit_rows(self.embed_student(student))
         there = unit_rows(self.embed_teacher(teacher))
-        noise = self._draw().to(batch.index.device)
-        is_noise = (noise != batch.index[:, None]) & (self.label[noise] != batch.label[:, None])
+        noise, label = self._draw().to(batch.index.device), one_label(batch)
+        is_noise = (noise != batch.index[:, None]) & (self.label[noise] != label[:, None])
         of_student = self._scores(here, self.teacher, batch.index, noise)
         of_teacher = self._scores(there, self.student, batch.index, noise)
         normalisers = self._settled(of_student, of_teacher)

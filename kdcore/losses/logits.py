@@ -13,18 +13,24 @@ from kdcore.checks import check_same_shape
 
 
 def cross_entropy(
-    student: Float[Tensor, "b k"], label: Int[Tensor, " b"], *, label_smoothing: float = 0.0
+    student: Float[Tensor, "b k"],
+    label: Int[Tensor, " b"] | Float[Tensor, "b k"],
+    *,
+    label_smoothing: float = 0.0,
 ) -> Float[Tensor, ""]:
     r"""Mean negative log-likelihood of the labels.
 
     .. math:: -\frac1B \sum_b \sum_k q_{bk} \log \mathrm{softmax}(s_b)_k, \quad
         q_{bk} = (1 - \epsilon) [k = y_b] + \epsilon / K
 
+    Of mixed pictures the label is the share of every class, in the place of :math:`[k = y_b]`.
     With ``label_smoothing`` it is the control of every teacher: soft targets that know nothing.
 
-    Source: Szegedy and others 2016, arXiv:1512.00567, section 7, for the smoothing.
+    Source: Szegedy and others 2016, arXiv:1512.00567, section 7, for the smoothing;
+    Zhang and others 2018, arXiv:1710.09412, section 2, for mixed pictures.
     """
-    return F.cross_entropy(student, label, label_smoothing=label_smoothing)
+    target = label.to(student) if label.is_floating_point() else label
+    return F.cross_entropy(student, target, label_smoothing=label_smoothing)
 
 
 def kd(

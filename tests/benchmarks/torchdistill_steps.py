@@ -1,8 +1,7 @@
 """One training step with torchdistill's losses, for step_cost.py to run beside ours.
 
 Needs torchdistill (the extra `bench`). Its own hooks collect what its own loss module compares; the
-auxiliary layers that its wrappers would add stand here as plain modules. The losses that both have
-are here but for two, whose wrappers rebuild the student: factor transfer and knowledge review.
+auxiliary layers that its wrappers would add stand here as plain modules.
 """
 
 from __future__ import annotations
@@ -15,7 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchdistill.core.forward_hook import ForwardHookManager
 from torchdistill.losses import mid_level as losses
-from torchdistill.models.wrapper import Normalizer4CRD, Regressor4VID
+from torchdistill.models.wrapper import (
+    AttentionBasedFusion,
+    Normalizer4CRD,
+    Paraphraser4FactorTransfer,
+    Regressor4VID,
+    Translator4FactorTransfer,
+)
 
 from kdcore.types import Batch
 
@@ -26,6 +31,8 @@ PAIRS = {
     for stage in STAGES
 }
 NEGATIVES = 16384
+# of knowledge review, the deepest first, with channels and resolution
+LEVELS = {"pooled": (256, 1), "layer3": (256, 8), "layer2": (128, 16), "layer1": (64, 32)}
 IO = dict[str, dict[str, Any]]
 
 
@@ -64,6 +71,37 @@ class Auxiliary(nn.Module):
             io[name.replace("/", ".")] = {"output": layer(self.source(io, name))}
 
 
+class Review(nn.Module):
+    """Each map of the student's with all deeper ones, as its wrapper for knowledge review does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fusions = nn.ModuleList(
+            AttentionBasedFusion(width, 256, width, uses_attention=place > 0)
+            for place, (width, _) in enumerate(LEVELS.values())
+        )
+
+    def extend(self, io: IO) -> None:
+        deeper = None
+        for (level, (_, size)), fuse in zip(LEVELS.items(), self.fusions, strict=True):
+            out, deeper = fuse(io[level]["output"], deeper, size)
+            io[f"fused.{level}"] = {"output": (out, deeper)}
+
+
+class ReviewLoss(nn.Module):
+    """The sum over levels, which its configurations write as a sum of four losses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(
+            losses.HierarchicalContextLoss(f"fused.{level}", "output", level, "output")
+            for level in LEVELS
+        )
+
+    def forward(self, *said: Any) -> Tensor:
+        return torch.stack([part(*said) for part in self.parts]).sum()
+
+
 LOSSES: Mapping[str, Callable[[int], nn.Module]] = {
     "kd": lambda rows: losses.KDLoss(*LOGITS, temperature=4.0, alpha=0.5),
     "lskd": lambda rows: losses.LogitStdKDLoss(*LOGITS, temperature=2.0, alpha=0.5),
@@ -79,11 +117,13 @@ LOSSES: Mapping[str, Callable[[int], nn.Module]] = {
         "code", "code", {"type": "gaussian", "gamma": 0.4, "max_p": 2}, "batchmean"
     ),
     "vid": lambda rows: losses.VIDLoss(variational_pairs()),
+    "ft": lambda rows: losses.FTLoss(paraphraser_path="paraphraser", translator_path="translator"),
+    "reviewkd": lambda rows: ReviewLoss(),
     "crd": lambda rows: losses.CRDLoss("code", "empty", "code", 128, rows, NEGATIVES, rows),
 }
 
 
-def auxiliary(key: str) -> tuple[Auxiliary, Auxiliary]:
+def auxiliary(key: str) -> tuple[nn.Module, nn.Module]:
     """What is trained beside the student, behind the hooks of student and teacher."""
 
     def embedding(io: IO, name: str) -> Tensor:
@@ -92,6 +132,15 @@ def auxiliary(key: str) -> tuple[Auxiliary, Auxiliary]:
     def code(layer: nn.Module) -> Auxiliary:
         return Auxiliary({"code": layer}, embedding)
 
+    def deepest(io: IO, name: str) -> Tensor:
+        return io["layer3"]["output"]
+
+    if key == "reviewkd":
+        return Review(), Auxiliary({}, embedding)
+    if key == "ft":  # its second stage, in which the paraphraser is trained no more
+        paraphraser = Paraphraser4FactorTransfer(0.5, 256, uses_decoder=False)
+        there = Auxiliary({"paraphraser": paraphraser.requires_grad_(False)}, deepest)
+        return Auxiliary({"translator": Translator4FactorTransfer(256, 128)}, deepest), there
     if key == "cc":
         return code(nn.Linear(256, 128)), code(nn.Linear(256, 128))
     if key == "crd":
@@ -128,6 +177,7 @@ def online_loss(
         said = [manager.pop_io_dict() for manager in hooks]
         for io, layers in zip(said, (here, there), strict=True):
             io["embedding"] = {"output": io["linear"]["input"]}
+            io["pooled"] = {"output": io["linear"]["input"][..., None, None]}
             layers.extend(io)
         # 1.1.5 fails where it draws these itself: CRDLoss.draw asks for `prob`, which is `probs`
         noise = torch.randint(rows, (len(logits), NEGATIVES + 1)) if key == "crd" else None

@@ -16,7 +16,7 @@ from kdcore.losses import LOSSES, Features, Loss, Stateful, Term
 from kdcore.models import MODELS
 from kdcore.step import DistillStep
 from kdcore.taps import Tapped
-from kdcore.types import Batch, Classifier, Outputs, Probe
+from kdcore.types import Batch, Classifier, Mix, Outputs, Probe
 
 MAP = {"map": "map"}
 MAPS = {"early": "early", "map": "map"}  # for losses that may see several layers together
@@ -122,6 +122,28 @@ def test_every_loss_ignores_the_order_of_the_batch(name: str) -> None:
     shuffled = Batch(*rows, teacher, epoch=batch.epoch)
     value = term(in_order(case.student, order), teacher, shuffled)
     torch.testing.assert_close(value, case.value(term), rtol=1e-12, atol=1e-12)
+
+
+# what these read of labels is the mean over both of a mixed picture
+READ_BOTH_LABELS = {"ce"}
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name not in READ_BOTH_LABELS])
+def test_a_loss_of_mixed_pictures_reads_no_label_or_refuses(name: str) -> None:
+    case = make_case(*CASES[name])
+    term = case.settled()
+    mix = Mix(torch.tensor([1, 1, 1, 0, 0, 0]), torch.full((6,), 0.5))
+    mixed = [
+        replace(case.batch, mix=mix, label=label)
+        for label in (case.batch.label, case.batch.label.flip(0))
+    ]
+    try:
+        values = [term(case.student, case.teacher, batch) for batch in mixed]
+    except ValueError as error:
+        assert "leave mixup and cutmix out" in str(error)  # noqa: PT017
+        return
+    torch.testing.assert_close(values[0], values[1], rtol=0, atol=0)
+    torch.testing.assert_close(values[0], case.value(term), rtol=0, atol=0)
 
 
 @pytest.mark.usefixtures("without_shape_checks")  # which take most of the time of many evaluations

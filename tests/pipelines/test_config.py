@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 import pipelines
 from kdcore.losses import LOSSES
+from pipelines.augment import VERSION, AugmentConfig
 from pipelines.config import RunConfig, digest, plain
 from pipelines.loading import load
 from pipelines.space import SweepConfig, changed
@@ -179,6 +180,19 @@ MISTAKES: dict[str, tuple[Mapping[str, Any], str]] = {
     "unknown key of augment": (
         {"data": {"name": "digits", "augment": {"flips": True}}},
         "toy.yaml: data.augment: unknown key 'flips'; did you mean 'flip'?",
+    ),
+    "two ways to crop": (
+        {"data": {"name": "digits", "views": 1, "augment": {"crop": 4, "resized_crop": {}}}},
+        "toy.yaml: data.augment: `crop` and `resized_crop` are two ways to crop; leave one out",
+    ),
+    "a range upside down": (
+        {"data": {"name": "digits", "views": 1, "augment": {"erase": {"ratio": [3, 1]}}}},
+        "toy.yaml: data.augment.erase.ratio: expected the lower end first, got [3.0, 1.0]",
+    ),
+    "more than the picture": (
+        {"data": {"name": "digits", "views": 1, "augment": {"erase": {"area": [0.1, 1.5]}}}},
+        "toy.yaml: data.augment.erase.area: expected shares of the picture, at most 1, got "
+        "[0.1, 1.5]",
     ),
     "unknown key of optimizer": (
         {"optimizer": {"learning_rate": 0.1}},
@@ -609,6 +623,57 @@ def test_every_leaf_of_the_teacher_s_run_changes_the_identity(change: str) -> No
     run = run_of(teacher={"run": theirs}, losses={"kd": {}})
     below = " @ ".join(f"teacher.run.{path}" for path in change.split(" @ "))
     assert other(run, below, OTHER[change]).identity != run.identity
+
+
+# of every operation that is off in the runs above, every setting with another value
+OTHER_AUGMENT: dict[str, dict[str, Any]] = {
+    "resized_crop": {"area": [0.5, 1], "ratio": [0.5, 1]},
+    "jitter": {
+        "brightness": 0.1,
+        "contrast": 0.1,
+        "saturation": 0.1,
+        "hue": 0.1,
+        "probability": 0.1,
+    },
+    "randaugment": {"operations": 1, "magnitude": 5},
+    "erase": {"probability": 0.1, "area": [0.1, 0.2], "ratio": [1, 2], "fill": 0},
+    "mixup": {"alpha": 0.2, "probability": 0.1},
+    "cutmix": {"alpha": 0.2, "probability": 0.1},
+}
+
+
+def augmented(**augment: Any) -> RunConfig:
+    return run_of(data={"name": "digits", "views": 1, "augment": augment})
+
+
+def test_the_settings_above_are_of_every_operation() -> None:
+    whole = plain(AugmentConfig.model_validate({name: {} for name in OTHER_AUGMENT}))
+    assert set(leaves(whole)) == {"crop", "flip"} | set(leaves(OTHER_AUGMENT))
+
+
+@pytest.mark.parametrize("operation", OTHER_AUGMENT)
+def test_every_operation_and_setting_changes_the_identity(operation: str) -> None:
+    settings_ = [{}, *({key: value} for key, value in OTHER_AUGMENT[operation].items())]
+    runs = [augmented(), *(augmented(**{operation: setting}) for setting in settings_)]
+    assert len({run.identity for run in runs}) == len(runs)
+
+
+def test_the_version_of_the_views_is_part_of_the_identity_where_there_are_views(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen, plain_ = augmented(flip=True), run_of()
+    before = seen.identity, plain_.identity
+    monkeypatch.setattr("pipelines.config.VIEWS_VERSION", VERSION + 1)
+    assert (seen.identity != before[0], plain_.identity != before[1]) == (True, False)
+
+
+def test_an_operation_that_is_off_is_not_written() -> None:
+    # else every new operation would make another cache and another run of each old one
+    assert plain(augmented(crop=2).data)["augment"] == {"crop": 2, "flip": False}
+    assert "erase" in plain(augmented(erase={}).data)["augment"]
+    again = changed(augmented(crop=2), {"data.augment.erase.probability": 0.25})
+    assert again.data.augment.erase is not None
+    assert again.data.augment.erase.probability == 0.25
 
 
 @pytest.mark.parametrize(("leaf", "value"), [("epochs", [1]), ("gamma", 0.5)])

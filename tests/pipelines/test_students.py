@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from kdcore.kdiffusion.parallel import Branches
 from kdcore.taps import Tapped
+from pipelines import jobs
 from pipelines.build import build_step, build_student, build_teacher, build_used, checked
 from pipelines.config import RunConfig, plain
 from pipelines.data import Reader
@@ -96,6 +98,13 @@ def test_what_is_used_computes_what_was_trained(form: str) -> None:
     used = build_used(run, inputs.pictures, result.weights)
     image = images()
     torch.testing.assert_close(used(image), as_trained.eval()(image).logits)
+
+
+def test_what_is_logged_and_exported_is_fused() -> None:
+    run = run_of("branches")
+    inputs = inputs_of(run)
+    served = jobs.served_student(run, trained(run, inputs), inputs.pictures)
+    assert [path for path, module in served.named_modules() if isinstance(module, Branches)] == []
 
 
 @pytest.mark.parametrize("form", ["expand", "branches"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import subprocess
 import sys
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 
@@ -17,7 +18,16 @@ from torch import Tensor
 
 from kdcore.philox import philox
 from pipelines.config import AugmentConfig
-from pipelines.views import STREAMS, VERSION, normalised, permutation, random_words, view
+from pipelines.views import (
+    STREAMS,
+    VERSION,
+    check_replay,
+    checksums,
+    normalised,
+    permutation,
+    random_words,
+    view,
+)
 
 CROP, FLIP = AugmentConfig(crop=2), AugmentConfig(flip=True)
 BOTH = AugmentConfig(crop=2, flip=True)
@@ -267,6 +277,27 @@ def test_turning_flip_on_does_not_shift_the_crop() -> None:
     assert 0 < int(flipped.sum()) < 64
     exactly(both[~flipped], cropped[~flipped])
     exactly(both[flipped], cropped[flipped].flip(-1))
+
+
+# --- replay is checked ------------------------------------------------------------------------
+
+
+def test_a_checksum_is_the_crc_of_a_picture_s_bytes() -> None:
+    image = pictures().contiguous(memory_format=torch.channels_last)
+    expected = [zlib.crc32(bytes(one.flatten().tolist())) for one in image]
+    assert checksums(image).tolist() == expected
+    assert checksums(image).dtype == np.uint32
+
+
+def test_a_view_that_is_not_what_the_teacher_saw_is_refused() -> None:
+    rows = np.arange(100, 164)
+    kept = checksums(view(pictures(), SAMPLES, 2, augment=BOTH, seed=0))
+    again = view(pictures(), SAMPLES, 2, augment=BOTH, seed=0)
+    check_replay(again, kept, rows=rows, number=2)
+    again[3, 0, 0, 0] ^= 1
+    again[60, 1, 7, 5] ^= 128
+    with pytest.raises(ValueError, match=r"view 2 of rows \[103, 160\] \(2 of 64\) is not what"):
+        check_replay(again, kept, rows=rows, number=2)
 
 
 # --- orders and normalisation -----------------------------------------------------------------

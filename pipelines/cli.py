@@ -251,6 +251,26 @@ def sweep(
 
 @app.command()
 @_explained
+def synthesize(
+    config: Annotated[Path, typer.Argument(help="A transfer set, as YAML.", show_default=False)],
+    changes: Changes = [],
+    verbose: Verbose = False,
+    debug: Debug = False,
+) -> None:
+    """Invent pictures from a teacher's weights, and keep them as a dataset with its answers."""
+    from pipelines import jobs
+    from pipelines.loading import load_transfer
+    from pipelines.tracking import Tracker
+
+    loaded = load_transfer(config, changes)
+    with _Bars() as watch:
+        folder = jobs.synthesize(loaded, watch=watch, tracker=Tracker(), verbose=verbose)
+    console.print(f"{loaded.count} pictures by {loaded.method}: {folder}", soft_wrap=True)
+    console.print(f"train on them with `data: {{name: parquet, root: {folder}}}`", soft_wrap=True)
+
+
+@app.command()
+@_explained
 def evaluate(
     config: Config,
     changes: Changes = [],

@@ -29,6 +29,7 @@ from pipelines.figures import History, joint_embedding, learning_curves, risk_bo
 from pipelines.loop import Metrics, evaluate, pick_device, with_teachers
 from pipelines.models import Served, load_weights
 from pipelines.sources import Pictures, read_pictures, split
+from pipelines.synthesize import is_made, sample_of, teacher_of, write_transfer_set
 from pipelines.tracking import TrackedRun, Tracker
 from pipelines.train import (
     Finished,
@@ -39,6 +40,7 @@ from pipelines.train import (
     train_here,
     train_on_workers,
 )
+from pipelines.transfer import TransferConfig
 
 # Told of progress: the stage, how much of it is done and of how much, a note.
 Watch = Callable[[str, int, int, str], None]
@@ -255,3 +257,30 @@ def _accuracy(run: RunConfig, pictures: Pictures, rows: TeacherRows) -> float:
     _, held_out = split(len(pictures.label), run.data)
     right = rows.logits[0][held_out].argmax(axis=1) == pictures.label[held_out]
     return float(np.mean(right))
+
+
+def synthesize(
+    config: TransferConfig, *, watch: Watch, tracker: Tracker, verbose: bool = False
+) -> Path:
+    """The folder of a transfer set, its teacher trained and its pictures made where they are not.
+
+    Tracked shard by shard with what was measured and, now and then, a sample of the pictures.
+    """
+    folder = config.folder
+    if is_made(folder):
+        return folder
+    weights = teacher_weights(config.teacher, watch=watch, tracker=tracker)
+    teacher = teacher_of(config, weights)
+    tags = {"kd.seed": str(config.seed), "kd.identity": config.identity, "kd.kind": "transfer set"}
+    with tracker.start(folder.name, params=plain(config), tags=tags) as tracked:
+
+        def follow(shard: int, done: int, total: int, metrics: Metrics) -> None:
+            tracked.log(metrics, epoch=shard)
+            sample = sample_of(folder, shard)
+            if sample.exists():
+                tracked.log_artifact(sample)
+            watch("synthesize", done, total, "")
+
+        with cluster(verbose=verbose):
+            write_transfer_set(config, teacher, follow)
+    return folder

@@ -12,21 +12,22 @@ import pytest
 ROOT = Path(__file__).parents[1]
 CHECKED = (
     *("augment", "config", "formats", "networks", "optimizer"),
-    *("ranges", "space", "strict", "terms"),
+    *("ranges", "space", "strict", "terms", "transfer"),
 )
+TRAINING = ("train", "trial", "trials")
 PARQUET = ("columns", "forward", "inspection", "parts", "read", "storage")
 # who may know a library; numpy and torch are everyone's
 OWNERS = {
-    "PIL": {"decoding"},
+    "PIL": {"decoding", "synthesize"},
     "filelock": {"cache.read", "cache.storage", "train"},
     "jaxtyping": {"diagnostics"},
     "matplotlib": {"figures", "responses"},
     "mlflow": {"tracking"},
     "onnxruntime": {"exports"},
     "optuna": {"searchers"},
-    "pyarrow": {*(f"cache.{name}" for name in PARQUET), "archives"},
+    "pyarrow": {*(f"cache.{name}" for name in PARQUET), "archives", "synthesize"},
     "pydantic": {*CHECKED},
-    "ray": {"cache.write", "cluster", "pruning", "searchers", "train", "trial", "trials"},
+    "ray": {"cache.write", "cluster", "pruning", "searchers", "synthesize", *TRAINING},
     "rich": {"cli"},
     "safetensors": {"models"},
     "scipy": {"significance"},

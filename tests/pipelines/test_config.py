@@ -21,7 +21,8 @@ from pipelines.loading import load
 from pipelines.space import SweepConfig, changed
 from pipelines.strict import validated
 
-SHIPPED = sorted((Path(pipelines.__file__).parent / "configs").glob("*/*.yaml"))
+CONFIGS = Path(pipelines.__file__).parent / "configs"
+SHIPPED = sorted([*CONFIGS.glob("runs/*.yaml"), *CONFIGS.glob("sweeps/*.yaml")])
 
 TOY: dict[str, Any] = {
     "student": {"name": "convnet", "params": {"width": 2}},

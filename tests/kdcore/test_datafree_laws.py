@@ -282,7 +282,7 @@ def test_redrawn_weights_are_small_and_of_the_generator() -> None:
     states = []
     for seed in (0, 0, 1):
         redraw(net, torch.Generator().manual_seed(seed))
-        states.append(net.linear.weight.clone())
+        states.append(net.linear.weight.detach().clone())
     torch.testing.assert_close(states[0], states[1], rtol=0, atol=0)
     assert float((states[0] - states[2]).abs().max()) > 0
     torch.testing.assert_close(states[0].std(), torch.tensor(0.02), rtol=0.1, atol=0)

@@ -196,8 +196,8 @@ MISTAKES: dict[str, tuple[Mapping[str, Any], str]] = {
     ),
     "unknown key of optimizer": (
         {"optimizer": {"learning_rate": 0.1}},
-        "toy.yaml: optimizer: unknown key 'learning_rate'; known: lr, momentum, name, nesterov, "
-        "schedule, weight_decay",
+        "toy.yaml: optimizer: unknown key 'learning_rate'; known: lr, momentum, multipliers, "
+        "name, nesterov, schedule, weight_decay",
     ),
     "unknown key of schedule": (
         {"optimizer": {"schedule": {"name": "steps", "epoch": [1]}}},

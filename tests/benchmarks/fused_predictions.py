@@ -23,7 +23,6 @@ from pipelines.students import as_used
 from pipelines.train import RESULT
 
 
-@torch.inference_mode()
 def compare(folder: Path, dtype: torch.dtype) -> str:
     content = json.loads((folder / RESULT).read_text())["run"]
     run = validated(RunConfig, content, where=str(folder))
@@ -32,9 +31,10 @@ def compare(folder: Path, dtype: torch.dtype) -> str:
     trained = trained.to(dtype).eval()
     fused = as_used(trained)
     before, after = [], []
-    for batch in whole(run, read_pictures(run.data, "test")):
-        before.append(trained(batch.image.to(dtype)))
-        after.append(fused(batch.image.to(dtype)))
+    with torch.inference_mode():
+        for batch in whole(run, read_pictures(run.data, "test")):
+            before.append(trained(batch.image.to(dtype)))
+            after.append(fused(batch.image.to(dtype)))
     expected, found = torch.cat(before), torch.cat(after)
     other = int((expected.argmax(1) != found.argmax(1)).sum())
     off = float((expected - found).abs().max() / expected.abs().max())

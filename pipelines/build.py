@@ -193,7 +193,7 @@ def _joined_teacher(
     """What the teacher says whose shapes the student takes up, with its own classifier if given."""
     for joined in run.student.joins.values():
         label = joined.teacher or next(iter(run.heard))
-        said = _said(run, label, pictures, image)
+        said = _said(run, label, pictures, torch.randn_like(image))
         return replace(said, classifier=classifiers.get(label, said.classifier))
     return None
 

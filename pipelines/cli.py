@@ -370,7 +370,7 @@ def _print_plan(config: SweepConfig) -> None:
         console.print(f"cache: {plan.cache_rows:,} rows of the base's teacher, {size}")
     console.print(
         f"time: {1000 * plan.step_seconds:.0f} ms a step of the base, so {plan.hours:.2f} hours "
-        f"for {left} trials one after the other; teacher, cache and validation come on top"
+        f"for {left} trials one after the other; cache, live teachers, validation come on top"
     )
 
 
@@ -384,7 +384,9 @@ def _print_ranking(config: SweepConfig, outcome: Outcome) -> None:
         control = None if row.is_control else controls.get(row.setting)
         gap = "" if control is None else f"{row.mean - control:+.4f}"
         spread = "" if math.isnan(row.deviation) else f"{row.deviation:.4f}"
-        numbers = (f"{row.mean:.4f}", spread, str(len(row.values)), gap)
+        seeds = len(row.values)
+        counted = f"{seeds} of {seeds + row.lacking}" if row.lacking else str(seeds)
+        numbers = (f"{row.mean:.4f}", spread, counted, gap)
         table.add_row(str(place), row.label, *numbers)
     called = {outcome.best.run.called(label): held for label, held in outcome.teachers.items()}
     for teacher, metrics in called.items():

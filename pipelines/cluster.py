@@ -65,6 +65,11 @@ def num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def gpus_there() -> float:
+    """The GPUs of the cluster."""
+    return float(ray.cluster_resources().get("GPU", 0))
+
+
 def workers_at_once() -> int:
     """How many one-core workers the cluster runs side by side: one per GPU, else one per core."""
     resources = ray.cluster_resources()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -376,4 +377,11 @@ def _file_digest(path: Path | None) -> str | None:
     """Of the content: other weights under the same name make another run."""
     if path is None or not path.is_file():
         return None if path is None else str(path)
+    found = path.stat()
+    return _digest_of(path, found.st_mtime_ns, found.st_size)
+
+
+@lru_cache
+def _digest_of(path: Path, changed_at: int, size: int) -> str:
+    """Of the content, read once as long as the file stays as it is."""
     return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ TOLERANCE = 1e-4
 
 
 def exported(net: nn.Module, example: np.ndarray, folder: Path) -> list[Path]:
-    """Write a network in evaluation mode as ``student.pt2`` and ``student.onnx``.
+    """Write a network in evaluation mode as ``student.pt2`` and ``student.onnx``, or neither.
 
     ``example`` is (B, C, H, W) uint8 with B >= 2; the written forms take any B.
 
@@ -31,15 +32,16 @@ def exported(net: nn.Module, example: np.ndarray, folder: Path) -> list[Path]:
             program = torch.export.export(net, (image,), dynamic_shapes=(batch,))
             torch.export.save(program, folder / PROGRAM)
             converted = torch.onnx.export(program, dynamo=True, verbose=False)
+            assert converted is not None  # it is, where no file is named
+            converted.save(folder / ONNX)
+            forms = {PROGRAM: _program(folder), ONNX: _session(folder)}
+        for (form, run), some in itertools.product(forms.items(), (image, image[:1])):
+            _check(net, run, some, form)
     except Exception as error:  # the exporters raise anything
+        for form in (PROGRAM, ONNX):
+            (folder / form).unlink(missing_ok=True)
         first = str(error).strip().splitlines()[:1]
         raise ValueError(f"cannot export {type(net).__name__}: {' '.join(first)}") from error
-    if converted is None:
-        raise ValueError(f"cannot export {type(net).__name__} to ONNX")
-    converted.save(folder / ONNX)
-    for form, run in ((PROGRAM, _program(folder)), (ONNX, _session(folder))):
-        for some in (image, image[:1]):
-            _check(net, run, some, form)
     return [folder / PROGRAM, folder / ONNX]
 
 

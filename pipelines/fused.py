@@ -13,12 +13,13 @@ from pipelines.build import build_student
 from pipelines.config import RunConfig
 from pipelines.data import Reader
 from pipelines.loading import as_yaml
+from pipelines.loop import BEST
 from pipelines.models import build_network, load_weights, save_weights
 from pipelines.networks import ModelConfig
 from pipelines.sources import Pictures, read_pictures
 from pipelines.strict import validated
 from pipelines.students import as_used
-from pipelines.train import RESULT, finished
+from pipelines.train import RESULT
 
 WEIGHTS, CONFIG = "student.safetensors", "student.yaml"
 TOLERANCE = 5e-6  # in float32, of the greatest logit: what summing in another order costs
@@ -42,19 +43,19 @@ def fuse_checkpoint(checkpoint: Path) -> Fused:
     Raises ValueError where there is no finished run or nothing to fuse, and, before anything is
     written, where the two differ on the validation pictures.
     """
-    run = _run_of(checkpoint if checkpoint.is_dir() else checkpoint.parent)
-    result = finished(run)
-    if result is None:
-        raise ValueError(f"{run.folder} is not where {checkpoint} is; call from where it was made")
+    folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
+    if checkpoint.is_file() and checkpoint.name != BEST:
+        raise ValueError(f"expected a run's folder or its {BEST}, got {checkpoint.name}")
+    run = _run_of(folder)
     if run.student.branches is None and run.student.expand is None:
         raise ValueError(f"run {run.name!r} has a student without branches: nothing to fuse")
     pictures = read_pictures(run.data, "train")
     trained = build_student(run, pictures).net
-    load_weights(trained, result.weights)
+    load_weights(trained, folder / BEST)
     fused = as_used(trained)
     difference, count = _compared(run, pictures, trained.eval(), fused)
     _check_plain(run, pictures, fused)
-    written = _written(run, pictures, fused, result.folder / "fused")
+    written = _written(run, pictures, fused, folder.absolute() / "fused")
     return Fused(written, count, difference, (_size(trained), _size(fused)))
 
 
@@ -100,16 +101,16 @@ def _plain(run: RunConfig, weights: Path | None) -> ModelConfig:
 
 
 def _written(run: RunConfig, pictures: Pictures, fused: nn.Module, folder: Path) -> Path:
-    """The weights, and then what they are of."""
+    """The weights, and then what they are of: a teacher as a run's configuration names it."""
     folder.mkdir(exist_ok=True)
     save_weights(fused.state_dict(), folder / WEIGHTS)
     content = {
-        "student": _plain(run, Path(WEIGHTS)).model_dump(mode="json"),
+        "teacher": _plain(run, folder / WEIGHTS).model_dump(mode="json"),
         "num_classes": pictures.num_classes,
         "in_channels": pictures.image.shape[1],
         "mean": list(run.data.mean),
         "std": list(run.data.std),
-        "fused_from": run.folder.name,
+        "fused_from": folder.parent.name,
     }
     (folder / CONFIG).write_text(as_yaml(content))
     return folder

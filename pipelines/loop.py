@@ -221,9 +221,16 @@ def _optimizer(step: DistillStep, config: OptimizerConfig) -> Optimizer:
 
 
 def _groups(step: DistillStep, config: OptimizerConfig) -> list[dict[str, Any]]:
-    """Everything at the run's learning rate, and then each layer that has a multiple of it."""
-    layers = {name: layer_of(step.student.net, name) for name in config.multipliers}
-    owned = {held: name for name, layer in layers.items() for held in layer.parameters()}
+    """Everything at the run's learning rate, and then each layer that has a multiple of it.
+
+    Of a layer within another the inner one's counts. ValueError for a layer that holds nothing.
+    """
+    owned: dict[nn.Parameter, str] = {}
+    for name in sorted(config.multipliers, key=lambda name: name.count(".")):
+        owned |= dict.fromkeys(layer_of(step.student.net, name).parameters(), name)
+    empty = set(config.multipliers) - set(owned.values())
+    if empty:
+        raise ValueError(f"optimizer.multipliers: {min(empty)!r} has no parameters of its own")
     rest = [held for held in step.parameters() if held not in owned]
     groups: list[dict[str, Any]] = [{"params": rest}]
     for name, multiplier in config.multipliers.items():

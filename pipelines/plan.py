@@ -73,15 +73,17 @@ def _features(outputs: Outputs) -> list[Tensor]:
 def _step_seconds(run: RunConfig, pictures: Pictures, reader: Reader) -> float:
     """Wall time of one training step on this process's device, loading the batch included.
 
-    Teachers are stood in for by what blank networks say of blank pictures.
+    Teachers are stood in for by what blank networks say of blank pictures, so that the forward pass
+    of a live one is not in it.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     step = build_step(run, pictures).to(device).train()
     probe = probe_of(run, pictures).batch
     optimizer = torch.optim.SGD(step.parameters(), lr=1e-12)
-    spent = []
-    for batch, _ in zip(reader.train(0), range(_STEPS_TIMED + 1), strict=False):
+    batches, spent = reader.train(0), []
+    for _ in range(min(_STEPS_TIMED, reader.batches_per_epoch)):
         started = time.perf_counter()
+        batch = next(batches)
         step(_taught(batch, probe).to(device)).loss.backward()
         optimizer.step()
         optimizer.zero_grad()

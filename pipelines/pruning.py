@@ -17,11 +17,12 @@ _STARTUP = 3  # configurations that must have come as far before the median judg
 class PruneConfigurations(FIFOScheduler):
     r"""Stops a configuration with all of its seeds where it falls behind others at one epoch.
 
-    What is compared is the mean over the seeds that have come so far. "asha" compares at epochs 1,
-    4, 16, ...: who is not among the best quarter there is stopped. "median" compares at every
-    epoch: who is worse than the median of the others is stopped, once three others have come so
-    far. A seed of a stopped configuration that starts later is stopped at its first epoch. Nobody
-    is stopped at the last epoch, and a trial that is told again has no second vote.
+    What is compared is the mean over the seeds that have come so far, and over the same seeds of
+    the others. "asha" compares at epochs 1, 4, 16, ... times ``grace``: who is not among the best
+    quarter there is stopped. "median" compares at every epoch from ``grace`` on: who is worse than
+    the median of the others is stopped, once three others have come so far. A seed of a stopped
+    configuration that starts later is stopped at its first epoch. Nobody is stopped at the last
+    epoch, or once finished, as runs are that an earlier call of the sweep made.
 
     Ray's own schedulers judge every seed by itself, so that a lucky one outlives its configuration.
 
@@ -36,14 +37,16 @@ class PruneConfigurations(FIFOScheduler):
         metric: str,
         mode: str,
         epochs: int,
-        configuration_of: Callable[[Mapping[str, Any]], Hashable],
+        grace: int = 1,
+        configuration_of: Callable[[Mapping[str, Any]], tuple[Hashable, Hashable]],
+        is_finished: Callable[[Mapping[str, Any]], bool] = lambda config: False,
     ) -> None:
         super().__init__()
-        self._rule, self._name, self._epochs = rule, metric, epochs
+        self._rule, self._name, self._epochs, self._grace = rule, metric, epochs, grace
         self._sign = 1.0 if mode == "max" else -1.0
-        self._configuration_of = configuration_of
-        # epoch: configuration: trial: value, greater is better
-        self._values: dict[int, dict[Hashable, dict[str, float]]] = defaultdict(
+        self._configuration_of, self._is_finished = configuration_of, is_finished
+        # epoch: configuration: seed: value, greater is better
+        self._values: dict[int, dict[Hashable, dict[Hashable, float]]] = defaultdict(
             lambda: defaultdict(dict)
         )
         self._stopped: set[Hashable] = set()
@@ -53,31 +56,39 @@ class PruneConfigurations(FIFOScheduler):
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         epoch = int(result["epoch"])
-        configuration = self._configuration_of(trial.config)
-        if epoch >= self._epochs:
-            return str(TrialScheduler.CONTINUE)
-        if self._name in result and configuration not in self._stopped:
+        configuration, seed = self._configuration_of(trial.config)
+        if self._name in result:
             value = self._sign * float(result[self._name])
-            self._values[epoch][configuration][trial.trial_id] = value
-            if self._falls_behind(configuration, epoch):
-                self._stopped.add(configuration)
+            self._values[epoch][configuration][seed] = value
+        if epoch >= self._epochs or self._is_finished(trial.config):
+            return str(TrialScheduler.CONTINUE)
+        if configuration not in self._stopped and self._falls_behind(configuration, epoch):
+            self._stopped.add(configuration)
         stopped = configuration in self._stopped
         return str(TrialScheduler.STOP if stopped else TrialScheduler.CONTINUE)
 
     def _falls_behind(self, configuration: Hashable, epoch: int) -> bool:
-        means = {
-            other: statistics.fmean(values.values())
-            for other, values in self._values[epoch].items()
-        }
-        own, others = means.pop(configuration), list(means.values())
+        come = self._values[epoch]
+        if epoch < self._grace or configuration not in come:
+            return False
+        seeds = come[configuration].keys()
+        own = statistics.fmean(come[configuration].values())
+        others = [
+            statistics.fmean(values[seed] for seed in seeds)
+            for other, values in come.items()
+            if other != configuration and seeds <= values.keys()
+        ]
         if self._rule == "median":
             return len(others) >= _STARTUP and own < statistics.median(others)
         better = sum(value > own for value in others)
-        return _is_rung(epoch) and better >= max(1, (len(others) + 1) // _REDUCTION)
+        return self._is_rung(epoch) and better >= max(1, (len(others) + 1) // _REDUCTION)
+
+    def _is_rung(self, epoch: int) -> bool:
+        return epoch % self._grace == 0 and _is_power(epoch // self._grace)
 
 
-def _is_rung(epoch: int) -> bool:
-    """Whether the epoch is a power of the reduction: 1, 4, 16, ..."""
+def _is_power(epoch: int) -> bool:
+    """Of the reduction: 1, 4, 16, ..."""
     while epoch % _REDUCTION == 0:
         epoch //= _REDUCTION
     return epoch == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -36,6 +37,7 @@ class Row:
     setting: str  # what was changed beside the losses and the seed
     trials: list[Trial] = field(default_factory=list)
     values: list[float] = field(default_factory=list)
+    lacking: int = 0  # seeds that were stopped or failed
 
     @property
     def mean(self) -> float:
@@ -50,21 +52,28 @@ class Row:
 def ranked(trials: Iterable[Trial], *, metric: str, mode: str) -> list[Row]:
     """One row per configuration, seeds together, the best mean first; of whole trials only.
 
+    Configurations that lack seeds come last: the mean of the lucky ones is not theirs.
+
     Raises ValueError, with the metrics that there are, where a trial did not report ``metric``.
     """
     rows: dict[str, Row] = {}
+    lacking: Counter[str] = Counter()
     for trial in trials:
+        key = changed(trial.run, {"seed": 0}).identity
         if not trial.is_whole:
+            lacking[key] += 1
             continue
         if metric not in trial.metrics:
             raise ValueError(unknown_name("metric", metric, trial.metrics))
-        key = changed(trial.run, {"seed": 0}).identity
         row = rows.setdefault(key, Row(_label(trial), _is_control(trial.run), _setting(trial)))
         if trial.run.identity in {other.run.identity for other in row.trials}:
             continue  # the same run drawn again is no further seed
         row.trials.append(trial)
         row.values.append(trial.metrics[metric])
-    return sorted(rows.values(), key=lambda row: row.mean, reverse=mode == "max")
+    for key, row in rows.items():
+        row.lacking = lacking[key]
+    sign = -1 if mode == "max" else 1
+    return sorted(rows.values(), key=lambda row: (row.lacking > 0, sign * row.mean))
 
 
 def swept_numbers(row: Row) -> dict[str, float]:

@@ -13,6 +13,7 @@ from ray.tune.search import Searcher
 from pipelines.ranges import LISTED, Range
 from pipelines.space import VARIANT, SweepConfig
 
+_PRIME = 1_000_003  # so that no other seed of a search comes to the same
 Point = dict[str, Any]
 # told Optuna's name for every new configuration before it is run
 Record = Callable[[Mapping[str, Any]], None]
@@ -21,8 +22,9 @@ Record = Callable[[Mapping[str, Any]], None]
 class ProposeByOptuna(Searcher):
     """Optuna's tree-structured Parzen estimator over a space in which variants have own ranges.
 
-    A proposal is run with every seed of the sweep, and Optuna is told their mean; a configuration
-    that was stopped early counts with what it had reached, one that failed as failed. ``told`` are
+    A proposal is run with every seed of the sweep, and Optuna is told the mean of their best
+    epochs, by which the table ranks; a configuration that was stopped early counts with what it had
+    reached, one that failed as failed. ``told`` are
     the configurations of an earlier call of the same sweep, which are run again first: finished
     runs are found finished.
 
@@ -39,7 +41,10 @@ class ProposeByOptuna(Searcher):
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._study = optuna.create_study(
             direction="maximize" if search.mode == "max" else "minimize",
-            sampler=optuna.samplers.TPESampler(seed=search.seed, constant_liar=True),
+            # what was told uses up no random numbers: with the same seed it would be drawn again
+            sampler=optuna.samplers.TPESampler(
+                seed=search.seed + _PRIME * len(told), constant_liar=True
+            ),
         )
         self._config, self._record = config, record
         self._told = list(told)
@@ -48,6 +53,8 @@ class ProposeByOptuna(Searcher):
         self._seeds: dict[str, optuna.Trial] = {}
         self._values: dict[int, list[float]] = {}  # by the number of Optuna's trial
         self._proposed = 0
+        self._best: dict[str, float] = {}  # of every trial that runs, as its epochs come
+        self._pick = max if search.mode == "max" else min
 
     def set_search_properties(
         self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any
@@ -62,11 +69,18 @@ class ProposeByOptuna(Searcher):
         self._seeds[trial_id], point = self._waiting.pop(0)
         return {"point": point}
 
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        if self.metric in result:
+            value = float(result[self.metric])
+            self._best[trial_id] = self._pick(value, self._best.get(trial_id, value))
+
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
         trial = self._seeds.pop(trial_id)
-        value = math.nan if error or not result else float(result.get(self.metric, math.nan))
+        if result:
+            self.on_trial_result(trial_id, result)
+        value = math.nan if error else self._best.pop(trial_id, math.nan)
         values = self._values.setdefault(trial.number, [])
         values.append(value)
         if len(values) < self._config.seeds:
@@ -98,7 +112,8 @@ class ProposeByOptuna(Searcher):
             point[VARIANT] = trial.suggest_categorical(VARIANT, list(self._config.variants))
         for path, values in self._config.ranges_of(point.get(VARIANT)).items():
             # a variant's own range may be another than that of the same path elsewhere
-            name = path if path in self._config.space else f"{point[VARIANT]}: {path}"
+            common = values is self._config.space.get(path)
+            name = path if common else f"{point[VARIANT]}: {path}"
             point[path] = _suggested(trial, name, values)
         return point
 

@@ -12,8 +12,11 @@ from scipy import stats
 def paired_test(values: Sequence[float], control: Sequence[float]) -> float:
     """Two-sided p-value of Student's paired t-test, the two in the same order of seeds.
 
-    NaN for fewer than two pairs, and where all pairs differ by the same amount.
+    NaN for fewer than two pairs, and where all pairs differ by the same amount; ValueError where
+    the two have not as many seeds.
     """
+    if len(values) != len(control):
+        raise ValueError(f"expected the same seeds of both, got {len(values)} and {len(control)}")
     differences = np.subtract(values, control)
     if len(differences) < 2 or np.ptp(differences) == 0:
         return math.nan

@@ -27,14 +27,25 @@ class SearchConfig(Strict):
     """How a space is searched, and what for."""
 
     metric: Literal["val/top1", "val/nll", "val/calibration_error"] = "val/top1"
-    mode: Literal["max", "min"] = "max"
+    mode: Literal["max", "min"] = "max"  # as the metric has it
     algorithm: Literal["grid", "random", "optuna"] = "grid"
     num_samples: PositiveInt = 1  # of random and optuna: configurations, each with all its seeds
     minutes: PositiveFloat | None = None  # of wall time, after which no trial is started or goes on
     scheduler: Literal["none", "asha", "median"] = "none"  # stops configurations early
+    grace: PositiveInt = 1  # the first epoch at which it may
     max_concurrent: PositiveInt | None = None  # default: what the cores allow
     gpus: PositiveFloat | None = None  # of each trial, perhaps a fraction; default: 1 if any
     seed: NonNegativeInt = 0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _mode_of_metric(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        better = "max" if value.get("metric", "val/top1") == "val/top1" else "min"
+        if value.setdefault("mode", better) != better:
+            raise ValueError(f"mode: {value['metric']} is better the other way: leave mode out")
+        return value
 
 
 class SweepConfig(Strict):

@@ -13,7 +13,7 @@ from kdcore.kdiffusion.branches import add_branches, branch_taps
 from kdcore.kdiffusion.fuse import fuse
 from kdcore.losses.hints import bottleneck
 from kdcore.reuse import ReusedClassifier
-from kdcore.taps import Tapped
+from kdcore.taps import EMBEDDING, Tapped
 from kdcore.terms import present
 from kdcore.types import Outputs
 from pipelines.networks import ExpandConfig, ReuseConfig, StudentConfig
@@ -46,18 +46,42 @@ def as_trained(
 def _joined(
     net: nn.Module, form: ReuseConfig | ExpandConfig, image: Tensor, teacher: Outputs
 ) -> nn.Module:
-    with torch.no_grad():
-        own = Tapped(net.eval(), [form.layer])(image).features[form.layer].shape
-    there = teacher.features[form.teacher_layer].shape
-    for whose, shape in (("student", own), ("teacher", there)):
-        if len(shape) != 4:
-            raise ValueError(f"expected a map (B, C, H, W) of the {whose}'s, got {tuple(shape)}")
+    tapped = Tapped(net.eval(), [form.layer])
+    with torch.enable_grad():
+        seen = tapped(torch.randn_like(image))  # blank pictures would hide what a layer does
+    own, there = seen.features[form.layer], teacher.features[form.teacher_layer]
+    for whose, held in (("student", own), ("teacher", there)):
+        if held.ndim != 4:
+            shape = tuple(held.shape)
+            raise ValueError(f"expected a map (B, C, H, W) of the {whose}'s, got {shape}")
     if isinstance(form, ExpandConfig):
-        return ExpandedStudent(net, form.layer, channels=own[1], width=form.copies * there[1])
+        _check_read(seen, form.layer, "student")
+        width = form.copies * there.shape[1]
+        return ExpandedStudent(net, form.layer, channels=own.shape[1], width=width)
     if teacher.classifier is None:
         raise ValueError("the teacher's outputs carry no classifier to reuse")
-    between = bottleneck(own, there, reduction=form.reduction)
+    _check_read(teacher, form.teacher_layer, "teacher")
+    _freeze_above(net, own)
+    between = bottleneck(own.shape, there.shape, reduction=form.reduction)
     return ReusedClassifier(net, form.layer, between, teacher.classifier)
+
+
+def _check_read(said: Outputs, layer: str, whose: str) -> None:
+    """That the classifier reads the mean of the map, else another one stands behind the join."""
+    read, mean = said.features[EMBEDDING], said.features[layer].mean(dim=(2, 3))
+    if read.shape != mean.shape or not bool((read - mean).abs().max() <= 1e-4 * read.abs().max()):
+        raise ValueError(
+            f"the {whose}'s classifier reads something else than the mean of {layer!r}"
+        )
+
+
+def _freeze_above(net: nn.Module, held: Tensor) -> None:
+    """What the map is not made of would get no gradient, and DDP would wait for it."""
+    own = [parameter for parameter in net.parameters() if parameter.requires_grad]
+    used = torch.autograd.grad(held.square().sum(), own, allow_unused=True)
+    for parameter, gradient in zip(own, used, strict=True):
+        if gradient is None:
+            parameter.requires_grad_(False)
 
 
 def as_used(net: nn.Module) -> nn.Module:

@@ -61,14 +61,22 @@ def sweep(config: SweepConfig, *, watch: jobs.Watch, tracker: Tracker, verbose: 
             held = inputs[inputs_key(outcome.best.run)]
             parent.log(outcome.test, epoch=0)
             parent.log_artifact(outcome.folder / OUTCOME)
-            _log_student(parent, outcome, held.pictures)
             _log_figures(parent, outcome, held, metric=config.search.metric)
+            _log_student(parent, outcome, held.pictures)
     return outcome
 
 
 def sweep_folder(config: SweepConfig) -> Path:
     """Where the table of this very sweep is kept."""
-    content = {**plain(config), "base": config.base.identity, "name": None}
+    search = config.search.model_dump(include={"metric", "algorithm", "seed", "scheduler", "grace"})
+    content = {
+        # the base alone may listen to less than its trials do
+        "runs": sorted(run.identity for run in neighbours(config)),
+        "variants": config.variants,
+        "space": {path: held.model_dump() for path, held in config.space.items()},
+        "seeds": config.seeds,
+        "search": search,
+    }
     return config.base.runs / "sweeps" / f"{config.name}-{digest(content)[:12]}"
 
 

@@ -111,7 +111,8 @@ class LossConfig(Strict):
     @property
     def is_on(self) -> bool:
         """Whether the term ever has a weight."""
-        return isinstance(self.weight, ScheduleConfig) or self.weight > 0
+        weight = self.weight
+        return max(weight.extremes) > 0 if isinstance(weight, ScheduleConfig) else weight > 0
 
 
 def _check_attention_power(params: Mapping[str, Any], layers: Any) -> None:

@@ -16,7 +16,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import BasicVariantGenerator, SearchAlgorithm, Searcher
 
 from pipelines import jobs
-from pipelines.cluster import num_cores, worker_resources, workers_at_once
+from pipelines.cluster import gpus_there, num_cores, worker_resources, workers_at_once
 from pipelines.config import RunConfig
 from pipelines.pruning import PruneConfigurations
 from pipelines.report import Trial
@@ -44,7 +44,7 @@ def run_trials(
     is called again goes on from there.
     """
     # trials that drive workers hold no CPU: more of them than fit would fight for their workers
-    fitting = max(1, workers_at_once() // config.base.workers)
+    fitting = _fitting(config)
     concurrent = min(fitting, config.search.max_concurrent or fitting)
     base = config.base.model_copy(update={"runs": config.base.runs.absolute()})
     placed = config.model_copy(update={"base": base})
@@ -111,14 +111,31 @@ def _scheduler(config: SweepConfig) -> TrialScheduler:
         metric=search.metric,
         mode=search.mode,
         epochs=config.base.epochs,
+        grace=search.grace,
         configuration_of=_configuration,
+        is_finished=lambda trial: finished(config.run(changes_of(trial))) is not None,
     )
 
 
-def _configuration(config: Mapping[str, Any]) -> str:
-    """What the seeds of one configuration have in common."""
-    changes = {path: value for path, value in changes_of(config).items() if path != SEED}
-    return json.dumps(changes, sort_keys=True, default=str)
+def _configuration(config: Mapping[str, Any]) -> tuple[str, int]:
+    """What the seeds of one configuration have in common, and the seed."""
+    changes = changes_of(config)
+    seed = changes.pop(SEED, 0)
+    return json.dumps(changes, sort_keys=True, default=str), seed
+
+
+def _fitting(config: SweepConfig) -> int:
+    """How many trials run side by side; ValueError where GPUs are asked for that are not there."""
+    share = config.search.gpus
+    if share is None:
+        return max(1, workers_at_once() // config.base.workers)
+    gpus = gpus_there()
+    if config.base.workers > 1 or share > gpus:
+        raise ValueError(
+            f"search.gpus: {share:g} a trial, and the cluster has {gpus:g} and the trials "
+            f"{config.base.workers} workers of their own; leave it out"
+        )
+    return max(1, min(num_cores(), int(gpus / share)))
 
 
 def _trial_resources(config: SweepConfig) -> dict[str, float]:

@@ -54,14 +54,25 @@ def test_the_written_student_is_the_trained_one_in_its_plain_network(names_file:
     assert "the same predictions for 100 validation pictures" in shown.output
     written = yaml.safe_load((result.folder / "fused/student.yaml").read_text())
     assert written["fused_from"] == run.folder.name
-    weights = result.folder / "fused" / written["student"].pop("weights")
-    model = ModelConfig(**written["student"], weights=weights)
+    model = ModelConfig(**written["teacher"])
     sizes = {name: written[name] for name in ("num_classes", "in_channels")}
     plain = build_network(model, **sizes).eval()
     branched = build_student(run, read_pictures(run.data, "train")).net
     load_weights(branched, result.weights)
     image = torch.randn(8, 1, 8, 8)
     torch.testing.assert_close(plain(image), branched.eval()(image))
+
+
+def test_a_run_is_fused_where_it_lies(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, result = trained({**BRANCHES, "stages": ["layer3"]})
+    moved = tmp_path_factory.mktemp("elsewhere") / "run"
+    result.folder.absolute().rename(moved)
+    monkeypatch.chdir(tmp_path_factory.mktemp("nowhere"))
+    assert fuse_checkpoint(moved).folder == moved / "fused"
+    with pytest.raises(ValueError, match=r"expected a run's folder or its best\.safetensors"):
+        fuse_checkpoint(moved / "last.safetensors")
 
 
 def test_a_run_without_branches_has_nothing_to_fuse() -> None:

@@ -24,13 +24,16 @@ class FakeTrial:
         return f"{self.config['name']}-{self.config['seed']}"
 
 
-def scheduler_of(rule: Any, *, mode: str = "max", epochs: int = 20) -> PruneConfigurations:
+def scheduler_of(
+    rule: Any, *, mode: str = "max", epochs: int = 20, **more: Any
+) -> PruneConfigurations:
     return PruneConfigurations(
         rule,
         metric="val/top1",
         mode=mode,
         epochs=epochs,
-        configuration_of=lambda config: config["name"],
+        configuration_of=lambda config: (config["name"], config["seed"]),
+        **more,
     )
 
 
@@ -70,6 +73,30 @@ def test_a_configuration_is_judged_by_the_mean_over_its_seeds() -> None:
     assert not stopped(scheduler, "steady", 0.6, epoch=2)
 
 
+def test_means_are_compared_over_the_same_seeds() -> None:
+    scheduler = scheduler_of("asha")
+    for seed, value in enumerate((0.5, 0.7, 0.6)):
+        assert not stopped(scheduler, "whole", value, seed=seed)
+    # the mean of all three seeds is 0.6, but seed 0 alone reached 0.5
+    assert not stopped(scheduler, "young", 0.55, seed=0)
+    assert stopped(scheduler, "young", 0.5, seed=1)
+
+
+def test_nobody_is_stopped_before_the_grace_is_over() -> None:
+    scheduler = scheduler_of("asha", grace=5)
+    for epoch in range(1, 20):
+        assert not stopped(scheduler, "good", 0.9, epoch=epoch)
+    fates = {epoch: stopped(scheduler, f"at {epoch}", 0.1, epoch=epoch) for epoch in range(1, 20)}
+    assert [epoch for epoch, fate in fates.items() if fate] == [5]
+
+
+def test_a_finished_run_is_heard_and_never_stopped() -> None:
+    scheduler = scheduler_of("asha", is_finished=lambda config: config["name"] == "done")
+    assert not stopped(scheduler, "good", 0.9)
+    assert not stopped(scheduler, "done", 0.1)
+    assert stopped(scheduler, "other", 0.5)  # whom the finished ones are compared with
+
+
 def test_the_median_is_that_of_three_others_or_more() -> None:
     scheduler = scheduler_of("median")
     assert not any(stopped(scheduler, f"c{i}", value) for i, value in enumerate((0.2, 0.5, 0.1)))
@@ -95,6 +122,7 @@ def test_nobody_is_stopped_at_the_last_epoch(rule: str) -> None:
 def test_a_trial_that_is_told_again_has_one_vote() -> None:
     scheduler = scheduler_of("asha")
     assert not stopped(scheduler, "good", 0.5, seed=0)
+    assert not stopped(scheduler, "good", 0.5, seed=1)
     for _ in range(5):
         assert not stopped(scheduler, "other", 0.9, seed=0)
     assert stopped(scheduler, "other", 0.0, seed=1)  # a mean of 0.45, not of 0.75

@@ -94,6 +94,7 @@ def test_a_search_that_is_called_again_proposes_the_same_first() -> None:
     assert again[:8] == [given["point"] for given in first if given]
     assert len(again) == 24
     assert len(more) == 8  # only what is new is recorded
+    assert not any(params in recorded for params in more)  # and nothing is drawn again
 
 
 @pytest.mark.parametrize("kind", ["choice", "grid"])
@@ -102,3 +103,21 @@ def test_a_listed_value_may_be_a_mapping(kind: str) -> None:
     config = sweep_of(space={"losses.it": {kind: terms}})
     points = run_through(searcher_of(config), lambda point: 0.5)
     assert {point["losses.it"]["loss"] for point in points} == {"kd", "dkd"}
+
+
+def test_a_variant_s_own_range_may_widen_the_common_one() -> None:
+    wider = {"batch_size": {"choice": [16, 32, 64, 128]}}
+    config = sweep_of(space={"batch_size": {"choice": [16, 32]}}, variants={"a": {}, "b": wider})
+    points = run_through(searcher_of(config), lambda point: 0.5)
+    assert {point["batch_size"] for point in points if point["variant"] == "a"} <= {16, 32}
+
+
+def test_optuna_is_told_the_best_epoch_of_each_seed() -> None:
+    config = sweep_of(space={"losses.it.weight": SPACE["losses.it.weight"]}, num_samples=1)
+    searcher = searcher_of(config)
+    for trial, values in enumerate(([0.2, 0.9, 0.4], [0.1, 0.3, 0.5])):
+        searcher.suggest(str(trial))
+        for value in values:
+            searcher.on_trial_result(str(trial), {"val/top1": value})
+        searcher.on_trial_complete(str(trial), {"val/top1": values[-1]})
+    assert searcher._study.best_value == pytest.approx((0.9 + 0.5) / 2)

@@ -126,9 +126,15 @@ def test_a_reusing_student_ends_in_the_classifier_of_the_real_teacher() -> None:
     torch.testing.assert_close(used.head, live.head, rtol=0, atol=0)
 
 
-def test_every_parameter_that_asks_for_a_gradient_gets_one(form: str) -> None:
+@pytest.mark.parametrize("layer", ["block3", "block2"])
+def test_every_parameter_that_asks_for_a_gradient_gets_one(form: str, layer: str) -> None:
     """Else DDP would wait for it."""
     run = run_of(form)
+    if layer != "block3":
+        if form != "reuse":
+            return  # the others need the last map
+        student = {**CONVNET, "reuse": {**PAIR, "layer": layer}}
+        run = run_of(form, student=student)
     inputs = inputs_of(run)
     step = build_step(run, inputs.pictures, inputs.classifiers)
     teacher = inputs.teachers["run"].live
@@ -182,6 +188,16 @@ def test_a_multiplier_of_no_layer_is_refused_before_training() -> None:
         ({"expand": {**PAIR, "teacher_layer": "block7"}}, {}, "teacher: .*block7.*block3"),
         ({"expand": {**PAIR, "layer": "embedding"}}, {}, "student: expected a map .B, C, H, W."),
         ({"reuse": {**PAIR, "teacher": "other"}}, {}, "student.reuse.teacher: .*other"),
+        (
+            {"expand": {**PAIR, "layer": "block2"}},
+            {},
+            "the student's classifier reads something else than the mean of 'block2'",
+        ),
+        (
+            {"reuse": {**PAIR, "teacher_layer": "block2"}},
+            {},
+            "the teacher's classifier reads something else than the mean of 'block2'",
+        ),
         ({"reuse": PAIR}, {"teacher": None}, "student.reuse needs a teacher"),
     ],
 )

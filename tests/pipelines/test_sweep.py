@@ -209,6 +209,17 @@ def test_ranking_is_by_the_mean_over_seeds(toy_run: Path) -> None:
         ranked(trials, metric="val/top", mode="max")
 
 
+def test_a_configuration_that_lacks_a_seed_comes_last(toy_run: Path) -> None:
+    run = load(toy_run)
+    assert isinstance(run, RunConfig)
+    lr = "optimizer.lr"
+    lucky = [trial(run, 0.9, **{lr: 0.1, "seed": 0})]
+    lucky += [Trial(changed(run, {lr: 0.1, "seed": s}), {}, {}, is_whole=False) for s in (1, 2)]
+    steady = [trial(run, 0.8, **{lr: 0.2, "seed": seed}) for seed in range(3)]
+    rows = ranked([*lucky, *steady], metric="val/top1", mode="max")
+    assert [(row.mean, row.lacking) for row in rows] == [(pytest.approx(0.8), 0), (0.9, 2)]
+
+
 def test_a_row_is_called_by_its_variant_and_only_a_plain_student_is_a_control(
     toy_run: Path, workdir: Path
 ) -> None:

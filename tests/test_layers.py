@@ -16,7 +16,7 @@ OWNERS = {
     "filelock": {"train"},
     "jaxtyping": {"diagnostics"},
     "matplotlib": {"figures", "responses"},
-    "mlflow": {"tracking"},
+    "mlflow": {"registry", "tracking"},
     "onnxruntime": {"exports"},
     "optuna": {"trials"},
     "pyarrow": {"cache", "sources"},

@@ -52,15 +52,25 @@ class BatchNorm(nn.Module):
         )
 
     def _normalised_over_workers(self, maps: Tensor) -> Tensor:
-        mean = _over_workers(maps.mean(dim=(0, 2, 3)))
+        mean, variance = moments(maps)
         centred = maps - mean[:, None, None]
-        variance = _over_workers(centred.square().mean(dim=(0, 2, 3)))
         with torch.no_grad():
             count = num_workers() * maps.numel() // maps.shape[1]
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(variance * count / (count - 1), self.momentum)
         scale = self.weight * (variance + self.eps).rsqrt()
         return centred * scale[:, None, None] + self.bias[:, None, None]
+
+
+def moments(maps: Float[Tensor, "b c ..."]) -> tuple[Float[Tensor, " c"], Float[Tensor, " c"]]:
+    """Mean and biased variance of each channel over all rows, positions and workers.
+
+    With gradient: two workers' moments of halves of a batch are those of the whole in one process.
+    """
+    others = [0, *range(2, maps.ndim)]
+    mean = _over_workers(maps.mean(dim=others))
+    centred = maps - mean.reshape(-1, *[1] * (maps.ndim - 2))
+    return mean, _over_workers(centred.square().mean(dim=others))
 
 
 def _over_workers(moment: Float[Tensor, " c"]) -> Float[Tensor, " c"]:

@@ -32,7 +32,7 @@ def same_resolution(
     student: Shaped[Tensor, "b ..."], teacher: Shaped[Tensor, "b ..."]
 ) -> tuple[Tensor, Tensor]:
     """Both maps average-pooled to the smaller height and width of the two; others as they are."""
-    if student.ndim != 4 or student.shape[2:] == teacher.shape[2:]:
+    if {student.ndim, teacher.ndim} != {4} or student.shape[2:] == teacher.shape[2:]:
         return student, teacher
     height, width = map(min, student.shape[2:], teacher.shape[2:])
     size = (height, width)

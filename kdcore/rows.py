@@ -35,6 +35,15 @@ def unit_rows(rows: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
     return rows / torch.where(squared > 0, squared, 1.0).sqrt()
 
 
+def sum_over_workers(value: Shaped[Tensor, ...]) -> Shaped[Tensor, ...]:
+    """The sum of every worker's tensor, without a gradient; with one worker, the tensor itself."""
+    if num_workers() == 1:
+        return value
+    total = value.detach().contiguous().clone()
+    dist.all_reduce(total)
+    return total
+
+
 class _GatherRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:

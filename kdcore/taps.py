@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from kdcore.checks import unknown_name
+from kdcore.pooling import pooling_of, split_pooling
 from kdcore.types import Classifier, Outputs
 
 EMBEDDING = "embedding"
@@ -33,11 +34,12 @@ class Tapped(nn.Module):
     """``Tapped(net, layers)(image) -> Outputs``: logits, embedding and named layers in one pass.
 
     A layer is a module path such as ``"layer2"`` or ``"blocks.3.norm1"``; its feature is the
-    module's output, and for a module that runs several times the last one. ``aliases`` are further
-    names, for paths. The taps exist only while the network runs, so that copies, pickles and state
-    dicts of ``net`` are untouched.
+    module's output, and for a module that runs several times the last one; of ``"layer2@gap"`` only
+    what ``kdcore.pooling`` keeps of it. ``aliases`` are further names, for paths. The taps exist
+    only while the network runs, so that copies, pickles and state dicts of ``net`` are untouched.
 
-    Raises ValueError for a layer that the network does not have, with the nearest name.
+    Raises ValueError for a layer that the network does not have, with the nearest name, and for a
+    pooling that there is not.
     """
 
     def __init__(
@@ -51,22 +53,25 @@ class Tapped(nn.Module):
         self.net = net
         self.layers = tuple(dict.fromkeys(name for name in layers if name != EMBEDDING))
         self.classifier = classifier_name(net)
-        self._paths = {name: aliases.get(name, name) for name in self.layers}
+        self._paths = {name: _path(name, aliases) for name in self.layers}
         modules = dict(net.named_modules())
         for name, path in self._paths.items():
+            pooling_of(name)
             if path not in modules:
                 known = {EMBEDDING, *aliases, *(known for known in modules if known)}
-                raise ValueError(unknown_name(f"layer of {type(net).__name__}", name, known))
+                raise ValueError(unknown_name(f"layer of {type(net).__name__}", path, known))
 
     def forward(self, image: Float[Tensor, "b c h w"]) -> Outputs:
         features: dict[str, Tensor] = {}
 
         def keep_output(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
+            pooled = pooling_of(name)
+
             def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
                 if not isinstance(output, Tensor):
                     kind = type(output).__name__
                     raise ValueError(f"layer {name!r} gives a {kind}, not a tensor to compare")
-                features[name] = output.clone()  # the next module may work in place
+                features[name] = pooled(output)
 
             return hook
 
@@ -88,3 +93,9 @@ class Tapped(nn.Module):
         linear = cast(nn.Linear, self.net.get_submodule(self.classifier))
         weight, bias = linear.weight, linear.bias
         return Classifier(weight, weight.new_zeros(len(weight)) if bias is None else bias)
+
+
+def _path(layer: str, aliases: Mapping[str, str]) -> str:
+    """The module that a layer names, whatever is kept of its output."""
+    name, _ = split_pooling(layer)
+    return aliases.get(name, name)

@@ -21,6 +21,7 @@ from kdcore.terms import present
 from kdcore.types import Batch, Classifier, Mix, Outputs, Probe
 from pipelines.config import RunConfig, TeacherConfig
 from pipelines.data import Reader
+from pipelines.formats import check_readable
 from pipelines.models import build_network, load_weights
 from pipelines.networks import ModelConfig
 from pipelines.sources import Pictures, read_pictures
@@ -35,6 +36,8 @@ def checked(run: RunConfig) -> Pictures:
     build_step(run, pictures)
     Reader(run, pictures)
     for label, teacher in run.teachers.items():
+        with _named(run.called(label)):
+            check_readable(teacher.logits, run.hearing(label), num_classes=pictures.num_classes)
         if teacher.run is None:
             layers = run.teacher_layers.get(label, ())
             build_teacher(teacher, pictures, layers, place=run.called(label))
@@ -107,7 +110,7 @@ def build_step(
 
     Raises ValueError, naming the loss, where it cannot compare what it is given.
     """
-    probe = _probe(run, pictures)
+    probe = probe_of(run, pictures)
     if run.diagnostics.bounds:
         _check_widths(_hearing(probe, run.diagnostics.teacher))
     student = build_student(run, pictures, classifiers)
@@ -162,7 +165,7 @@ def _check_widths(probe: Probe) -> None:
         )
 
 
-def _probe(run: RunConfig, pictures: Pictures) -> Probe:
+def probe_of(run: RunConfig, pictures: Pictures) -> Probe:
     """Two blank pictures through all networks, whose weights do not matter here."""
     image = _blank(run, pictures)
     said = {label: _said(run, label, pictures, image) for label in run.heard}

@@ -107,8 +107,10 @@ def check(config: Config, changes: Changes = [], debug: Debug = False) -> None:
         compared = f"{term.loss} {term.params} {term.layers or ''} {whose}"
         console.print(f"  {label}: {term.weight} x {compared}".rstrip())
     if isinstance(loaded, SweepConfig):
-        for path, values in loaded.whole_space.items():
-            console.print(f"  over {path}: {values.kind} {getattr(values, values.kind)}")
+        for variant in loaded.variants:
+            console.print(f"  variant {variant}")
+        for path, values in loaded.space.items():
+            console.print(f"  over {path}: {values.kind} {values.given}")
 
 
 @app.command()
@@ -116,28 +118,84 @@ def check(config: Config, changes: Changes = [], debug: Debug = False) -> None:
 def cache(
     config: Config,
     changes: Changes = [],
+    info: Annotated[bool, typer.Option("--info", help="Only say what is in the caches.")] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="Only check what is there.")] = False,
+    prune: Annotated[bool, typer.Option("--prune", help="Only remove what is unfinished.")] = False,
     verbose: Verbose = False,
     debug: Debug = False,
 ) -> None:
     """Compute the teacher's outputs and keep them as Parquet."""
+    loaded = _as_sweep(load(config, changes))
+    if info:
+        _print_caches(loaded.base)
+    elif prune:
+        _prune_caches(loaded.base)
+    elif verify:
+        _verify_caches(loaded.base)
+    else:
+        _write_caches(loaded, verbose=verbose)
+
+
+def _write_caches(config: SweepConfig, *, verbose: bool) -> None:
     from pipelines.build import checked
     from pipelines.cluster import cluster
     from pipelines.sweep import shared_inputs
     from pipelines.tracking import Tracker
 
-    loaded = _as_sweep(load(config, changes))
-    runs = neighbours(loaded)
+    runs = neighbours(config)
     if not any(teacher.source == "cached" for run in runs for teacher in run.heard.values()):
         raise ValueError("no loss listens to a cached teacher: nothing to cache")
     for run in runs:
         checked(run)
     with cluster(verbose=verbose), _Bars() as watch:
-        inputs = shared_inputs(loaded, watch=watch, tracker=Tracker())
+        inputs = shared_inputs(config, watch=watch, tracker=Tracker())
     for held in inputs.values():
         for label, teacher in held.teachers.items():
             if teacher.accuracy is not None:
-                accuracy = f"{loaded.base.called(label)} {teacher.accuracy:.2%}"
+                accuracy = f"{config.base.called(label)} {teacher.accuracy:.2%}"
                 console.print(f"cache {teacher.fingerprint}: {accuracy} on the validation split")
+
+
+def _print_caches(run: RunConfig) -> None:
+    from pipelines.cache.inspection import caches_in, inspected
+    from pipelines.cache.storage import store_at
+
+    for store in caches_in(store_at(run.caches)):
+        found = inspected(store)
+        accuracy = "" if found.accuracy is None else f"teacher {found.accuracy:.2%} of all pictures"
+        table = Table(title=f"cache {store.name} {accuracy}".strip())
+        for heading in ("column", "views", "rows", "bytes", "bytes/row"):
+            table.add_column(heading, justify="left" if heading == "column" else "right")
+        for column in found.columns:
+            counts = (column.views, column.rows, column.num_bytes)
+            numbers = [*(f"{count:,}" for count in counts), f"{column.bytes_per_row:,.1f}"]
+            table.add_row(column.folder, *numbers)
+        console.print(table)
+        for name in found.unfinished:
+            console.print(f"unfinished: {name}", highlight=False)
+
+
+def _prune_caches(run: RunConfig) -> None:
+    from pipelines.cache.inspection import caches_in, prune
+    from pipelines.cache.storage import store_at
+
+    removed = [name for store in caches_in(store_at(run.caches)) for name in prune(store)]
+    for name in removed or ["nothing: every view is finished"]:
+        console.print(f"removed {name}", soft_wrap=True, highlight=False)
+
+
+def _verify_caches(run: RunConfig) -> None:
+    from pipelines import jobs
+    from pipelines.tracking import Tracker
+
+    with _Bars() as watch:
+        found = jobs.cache_faults(run, watch=watch, tracker=Tracker())
+    faults = [fault for label in found for fault in found[label]]
+    for fault in faults:
+        console.print(fault, style="red", soft_wrap=True, markup=False)
+    if faults:
+        raise typer.Exit(1)
+    console.print(f"{len(found)} caches are as they were written, and as their teachers say")
 
 
 @app.command()
@@ -162,8 +220,14 @@ def train(
 @app.command()
 @_explained
 def sweep(
-    config: Config,
+    config: Annotated[Path | None, typer.Argument(help="A sweep, as YAML.")] = None,
     changes: Changes = [],
+    resume: Annotated[
+        str, typer.Option(help="Go on with the sweep of that name, as it was begun.")
+    ] = "",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")
+    ] = False,
     verbose: Verbose = False,
     debug: Debug = False,
 ) -> None:
@@ -171,7 +235,14 @@ def sweep(
     from pipelines import sweep as sweeps
     from pipelines.tracking import Tracker
 
-    loaded = _as_sweep(load(config, changes))
+    if (config is None) == (not resume):
+        raise ValueError("expected a sweep's file, or the name of one by --resume")
+    if resume and changes:
+        raise ValueError("a sweep that is resumed is the one that was begun: leave --set out")
+    loaded = _as_sweep(load(config, changes)) if config else sweeps.begun_sweep(resume)
+    if dry_run:
+        _print_plan(loaded)
+        return
     with _Bars() as watch:
         outcome = sweeps.sweep(
             loaded,
@@ -199,6 +270,26 @@ def report(
     folder = config if config.is_dir() else sweep_folder(_as_sweep(load(config, changes)))
     page, *figures = write_report(folder)
     console.print(f"report: {page}, with {len(figures)} figures", soft_wrap=True)
+
+
+@app.command()
+@_explained
+def synthesize(
+    config: Annotated[Path, typer.Argument(help="A transfer set, as YAML.", show_default=False)],
+    changes: Changes = [],
+    verbose: Verbose = False,
+    debug: Debug = False,
+) -> None:
+    """Invent pictures from a teacher's weights, and keep them as a dataset with its answers."""
+    from pipelines import jobs
+    from pipelines.loading import load_transfer
+    from pipelines.tracking import Tracker
+
+    loaded = load_transfer(config, changes)
+    with _Bars() as watch:
+        folder = jobs.synthesize(loaded, watch=watch, tracker=Tracker(), verbose=verbose)
+    console.print(f"{loaded.count} pictures by {loaded.method}: {folder}", soft_wrap=True)
+    console.print(f"train on them with `data: {{name: parquet, root: {folder}}}`", soft_wrap=True)
 
 
 @app.command()
@@ -286,6 +377,28 @@ def _as_sweep(loaded: RunConfig | SweepConfig) -> SweepConfig:
     if isinstance(loaded, SweepConfig):
         return loaded
     return SweepConfig(name=loaded.name, base=loaded, space={})
+
+
+def _print_plan(config: SweepConfig) -> None:
+    from pipelines.build import checked
+    from pipelines.plan import planned
+
+    pictures = checked(config.base)
+    for neighbour in neighbours(config):
+        checked(neighbour)
+    plan = planned(config, pictures)
+    for place, point in enumerate(plan.trials, start=1):
+        words = " ".join(f"{path}={value}" for path, value in point.items())
+        console.print(f"{place:>5} {words or 'base'}", soft_wrap=True, highlight=False)
+    left = plan.count - plan.finished
+    console.print(f"{plan.count} trials, {plan.finished} of them finished")
+    if plan.cache_bytes:
+        size = f"{plan.cache_bytes / 2**20:,.0f} MiB before compression"
+        console.print(f"cache: {plan.cache_rows:,} rows of the base's teacher, {size}")
+    console.print(
+        f"time: {1000 * plan.step_seconds:.0f} ms a step of the base, so {plan.hours:.2f} hours "
+        f"for {left} trials one after the other; teacher, cache and validation come on top"
+    )
 
 
 def _print_ranking(config: SweepConfig, outcome: Outcome) -> None:

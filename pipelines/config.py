@@ -25,6 +25,7 @@ from kdcore.taps import EMBEDDING
 from kdcore.teachers import Ensemble
 from pipelines.augment import VERSION as VIEWS_VERSION
 from pipelines.augment import AugmentConfig
+from pipelines.formats import LogitsFormat, TopConfig
 from pipelines.networks import ModelConfig, StudentConfig
 from pipelines.optimizer import OptimizerConfig
 from pipelines.strict import Strict
@@ -42,6 +43,7 @@ class TeacherConfig(Strict):
     run: RunConfig | None = None
     source: Literal["cached", "live"] = "cached"
     precision: Literal["fp32", "bf16"] = "fp32"  # of the teacher's forward pass
+    logits: LogitsFormat = "float16"  # how a cache keeps them: or uint8, or {top: 10}
 
     @model_validator(mode="after")
     def _one_origin(self) -> TeacherConfig:
@@ -53,6 +55,8 @@ class TeacherConfig(Strict):
                 "a teacher is either `name: NETWORK` with `weights: FILE`, or `run: RUN.yaml`, "
                 "whose best student it is"
             )
+        if self.source == "live" and self.logits != "float16":
+            raise ValueError("logits: how a cache keeps them, and the teacher's source is live")
         _ = self.network
         return self
 
@@ -65,7 +69,10 @@ class TeacherConfig(Strict):
     def identity_content(self) -> dict[str, Any]:
         """Every value that decides what it says: weights by content, a run by its identity."""
         own = {"weights": file_digest(self.weights), "run": self.run and self.run.identity}
-        return self.model_dump(mode="json", exclude={"label"}) | own
+        content = self.model_dump(mode="json", exclude={"label", "logits"}) | own
+        if isinstance(self.logits, TopConfig):
+            return content | {"logits": {"top": self.logits.top}}
+        return content if self.logits == "float16" else content | {"logits": self.logits}
 
     @property
     def network(self) -> ModelConfig:
@@ -79,10 +86,14 @@ class TeacherConfig(Strict):
 class DataConfig(Strict):
     """Where pictures come from, how they are split, seen and normalised."""
 
-    name: str  # digits | parquet | folder | a torchvision dataset such as CIFAR100
+    # digits | parquet | folder | huggingface | webdataset | a torchvision dataset such as CIFAR100
+    name: str
     root: Path | None = None
     download: bool = False
     size: PositiveInt | None = None  # resize to size x size; needed where pictures differ
+    classes: PositiveInt | None = None  # so many of the classes only, drawn with their seed
+    classes_seed: NonNegativeInt = 0
+    on_bad_image: Literal["fail", "skip"] = "fail"  # of a picture that does not decode
     limit: PositiveInt | None = None  # the first rows of the training file only
     validation: float = Field(default=0.1, gt=0, lt=1)  # share of the training file
     split_seed: NonNegativeInt = 0
@@ -91,6 +102,7 @@ class DataConfig(Strict):
     augment: AugmentConfig = AugmentConfig()
     mean: tuple[float, ...] = (0.5,)
     std: tuple[PositiveFloat, ...] = (0.25,)
+    spool: Path | None = None  # where rows are unpacked that are more than the memory holds
 
     @model_validator(mode="after")
     def _augments_views(self) -> DataConfig:
@@ -116,6 +128,7 @@ Teachers = Annotated[
     Annotated[TeacherConfig, Tag("(one)")] | Several, Discriminator(_one_or_several)
 ]
 
+_LATER = ("classes", "classes_seed", "on_bad_image")
 _METRICS = ("loss", "top1")  # of every run's training, beside its terms
 
 
@@ -144,7 +157,7 @@ class RunConfig(Strict):
     seed: NonNegativeInt = 0
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     runs: Path = Path("runs")  # where finished runs are kept
-    caches: Path = Path("caches")  # where teacher caches are kept; or one cache
+    caches: str = "caches"  # where teacher caches are kept, a path or s3://, gs://; or one cache
 
     @field_validator("losses", mode="before")
     @classmethod
@@ -212,7 +225,7 @@ class RunConfig(Strict):
 
     def _sees_what_its_teacher_saw(self, label: str, theirs: DataConfig) -> None:
         """Else the teacher meets pictures it was not made for, or was trained on our validation."""
-        keys = ("name", "root", "size", "limit", "validation", "split_seed", "mean", "std")
+        keys = ("name", "root", "size", *_LATER, "limit", "validation", "split_seed", "mean", "std")
         for key in keys:
             if getattr(self.data, key) != getattr(theirs, key):
                 raise ValueError(
@@ -271,10 +284,15 @@ class RunConfig(Strict):
         """Of every teacher that is heard the layers that are read, sorted; always the embedding."""
         return {label: tuple(sorted({EMBEDDING, *self._layers_of(label)})) for label in self.heard}
 
+    def hearing(self, teacher: str) -> Mapping[str, LossConfig]:
+        """The terms that listen to a teacher, by its name or among others."""
+        return {
+            label: term for label, term in self.active.items() if term.teacher in (teacher, None)
+        }
+
     def _layers_of(self, teacher: str) -> Iterator[str]:
-        for term in self.active.values():
-            if term.teacher in (teacher, None):
-                yield from term.layers.values()
+        for term in self.hearing(teacher).values():
+            yield from term.layers.values()
         for joined in self.student.joins.values():
             if joined.teacher in (teacher, None):
                 yield joined.teacher_layer
@@ -305,7 +323,11 @@ class RunConfig(Strict):
         control of every sweep is one run. A dataset counts by its name and root, not its content.
         """
         content = self.model_dump(mode="json", exclude={"name", "runs", "caches"})
-        del content["data"]["download"]
+        for where in ("download", "spool"):
+            del content["data"][where]
+        for key in _LATER:  # whose default is what there was before
+            if content["data"][key] == DataConfig.model_fields[key].default:
+                del content["data"][key]
         if self.data.views and VIEWS_VERSION > 1:  # which runs had before versions counted
             content["data"]["augment"]["version"] = VIEWS_VERSION
         content["student"]["weights"] = file_digest(self.student.weights)

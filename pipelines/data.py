@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -12,18 +13,22 @@ from torch import Tensor
 
 from kdcore.types import Batch, Classifier, Mix, Outputs
 from pipelines.config import DataConfig, RunConfig
+from pipelines.rows import Rows
 from pipelines.sources import Pictures, split, split_rows
 from pipelines.views import mixed, mixture, normalised, permutation, view
 
 Fetch = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]  # row numbers to pixels and labels
 
+# of float pictures made at once: they stay in a core's cache until their batch is used
+BYTES_AT_ONCE = 4 * 2**20
+
 
 @dataclass(frozen=True)
 class TeacherRows:
-    """A teacher cache in memory, addressed by view and row number."""
+    """A teacher cache, addressed by view and then by row number."""
 
-    logits: np.ndarray  # (views + 1, N, K) float16
-    features: Mapping[str, np.ndarray]  # layer -> (views + 1, N, ...) float16
+    logits: Sequence[Rows]  # of each view (N, K)
+    features: Mapping[str, Sequence[Rows]]  # layer -> of each view (N, ...)
     classifier: Classifier | None = None
 
     def outputs(self, number: int, rows: np.ndarray) -> Outputs:
@@ -36,8 +41,11 @@ class Reader:
     """The batches of one worker of one run: a pure function of the run and the epoch.
 
     Every worker's rows are its slice of the same batches of the run, so that the union over
-    workers does not depend on their number. The last rows of an epoch that fill no batch are left
-    out, others every time; evaluation leaves out nothing.
+    workers does not depend on their number. Rows lie in memory or in files, which makes no
+    difference to any batch or its place.
+
+    The last rows of an epoch that fill no batch are left out, others every epoch: a smaller batch
+    would weigh its rows more, and could not be shared alike. Evaluation leaves out nothing.
     """
 
     run: RunConfig
@@ -66,17 +74,20 @@ class Reader:
     def batches_per_epoch(self) -> int:
         return len(self.train_rows) // self.run.batch_size
 
-    def train(self, epoch: int) -> Iterator[Batch]:
-        """The epoch's batches, each of ``batch_size / workers`` rows, all in the epoch's view."""
+    def train(self, epoch: int, *, start: int = 0) -> Iterator[Batch]:
+        """The epoch's batches, each of ``batch_size / workers`` rows, all in the epoch's view.
+
+        From ``start``, of ``batches_per_epoch``, on: what an epoch that was broken off still lacks.
+        """
         views = self.run.data.views
         number = 1 + epoch % views if views else 0
         order = permutation(len(self.train_rows), seed=self.run.seed, epoch=epoch, stream="order")
         rows = self.train_rows[order.numpy()]
         share = self.run.batch_size // self.workers
-        for start in range(0, self.batches_per_epoch * self.run.batch_size, self.run.batch_size):
-            mine = start + self.rank * share
-            done = epoch + start / len(rows)
-            yield self._batch(rows[mine : mine + share], number, epoch=done)
+        starts = [batch * self.run.batch_size for batch in range(start, self.batches_per_epoch)]
+        mine = [rows[first + self.rank * share :][:share] for first in starts]
+        for first, batch in zip(starts, self._batches(mine, number), strict=True):
+            yield replace(batch, epoch=epoch + first / len(rows))
 
     def validation(self) -> Iterator[Batch]:
         """This worker's share of the validation split, unaugmented."""
@@ -87,10 +98,24 @@ class Reader:
         yield from self._unaugmented(self.validation_rows[:limit])
 
     def _unaugmented(self, rows: np.ndarray) -> Iterator[Batch]:
-        for start in range(0, len(rows), self.run.batch_size):
-            yield self._batch(rows[start : start + self.run.batch_size], 0)
+        size = self.run.batch_size
+        yield from self._batches([rows[at : at + size] for at in range(0, len(rows), size)], 0)
 
-    def _batch(self, rows: np.ndarray, number: int, *, epoch: float = 0.0) -> Batch:
+    def _batches(self, rows: Sequence[np.ndarray], number: int) -> Iterator[Batch]:
+        """A batch for each array of rows; several are made at once, and then taken apart.
+
+        Small batches would spend their time on calling torch; every row of a batch is a function of
+        its own number, so that it does not matter with which others it is made.
+        """
+        most = max(1, BYTES_AT_ONCE // (self.pictures.image[:1].nbytes * 4))  # of float32 pixels
+        together = max(1, most // self.run.batch_size)
+        for at in range(0, len(rows), together):
+            few = rows[at : at + together]
+            batch = self._batch(np.concatenate(few), number)
+            ends = np.cumsum([0, *(len(one) for one in few)])
+            yield from (_part(batch, slice(*pair)) for pair in pairwise(ends.tolist()))
+
+    def _batch(self, rows: np.ndarray, number: int) -> Batch:
         seen = seen_as(
             self.run.data, _held(self.pictures), rows, number, count=len(self.pictures.label)
         )
@@ -98,10 +123,24 @@ class Reader:
             image=normalised(seen.image, mean=self.run.data.mean, std=self.run.data.std),
             label=seen.label,
             index=torch.from_numpy(rows),
-            epoch=epoch,
             teachers={label: said.outputs(number, rows) for label, said in self.teachers.items()},
             mix=seen.mix,
         )
+
+
+def _part(batch: Batch, rows: slice) -> Batch:
+    """Some rows of a batch, which share its memory."""
+    teachers = {
+        label: Outputs(
+            said.logits[rows],
+            {layer: feature[rows] for layer, feature in said.features.items()},
+            said.classifier,
+        )
+        for label, said in batch.teachers.items()
+    }
+    pictures = (batch.image[rows], batch.label[rows], batch.index[rows])
+    mix = None if batch.mix is None else Mix(batch.mix.label[rows], batch.mix.share[rows])
+    return Batch(*pictures, teachers=teachers, mix=mix)
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,5 +217,5 @@ def _fetched(fetch: Fetch, rows: np.ndarray) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(image), torch.from_numpy(label)
 
 
-def _tensor(held: np.ndarray, rows: np.ndarray) -> Tensor:
+def _tensor(held: Rows, rows: np.ndarray) -> Tensor:
     return torch.from_numpy(held[rows]).float()

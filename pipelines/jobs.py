@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 
@@ -13,8 +14,13 @@ from torch import nn
 from kdcore.taps import Tapped
 from kdcore.teachers import freeze
 from kdcore.types import Classifier
-from pipelines import cache
 from pipelines.build import build_student, build_teacher, build_used, checked
+from pipelines.cache.columns import columns_of
+from pipelines.cache.forward import PartWriter
+from pipelines.cache.inspection import damaged_files, greatest_differences
+from pipelines.cache.manifest import cache_store, contents, fingerprint, is_complete
+from pipelines.cache.read import read_cache
+from pipelines.cache.write import write_cache
 from pipelines.cluster import cluster
 from pipelines.config import RunConfig, TeacherConfig, plain
 from pipelines.data import Reader, TeacherRows, whole
@@ -23,6 +29,7 @@ from pipelines.figures import EMBEDDING, joint_embedding, learning_curves, risk_
 from pipelines.loop import Metrics, evaluate, pick_device, with_teachers
 from pipelines.models import Served, load_weights
 from pipelines.sources import Pictures, read_pictures, split
+from pipelines.synthesize import is_made, sample_of, teacher_of, write_transfer_set
 from pipelines.tracking import TrackedInput, TrackedRun, Tracker
 from pipelines.train import (
     Finished,
@@ -33,6 +40,7 @@ from pipelines.train import (
     train_here,
     train_on_workers,
 )
+from pipelines.transfer import TransferConfig
 
 # Told of progress: the stage, how much of it is done and of how much, a note.
 Watch = Callable[[str, int, int, str], None]
@@ -86,24 +94,52 @@ def _ready(
     if run.teachers[label].source == "live":
         return Teacher(weights, live=teacher)
     alone = run.taught_by(label)
-    content = cache.contents(alone, pictures, teacher)
-    folder = cache.cache_folder(alone, content)
-    if not cache.is_complete(folder, run.data.views):
+    content = contents(alone, pictures, teacher)
+    store, columns = cache_store(alone, content), columns_of(run.teachers[label].logits, teacher)
+    if not is_complete(store, columns, run.data.views):
         stage = "cache" if len(run.teachers) == 1 else f"cache {label}"
         with cluster(verbose=verbose):
-            cache.write_cache(
-                alone, pictures, teacher, folder, lambda done, total: watch(stage, done, total, "")
-            )
-    rows = cache.read_cache(
-        folder, views=run.data.views, layers=content["layers"], count=len(pictures.label)
-    )
+            write_cache(alone, pictures, teacher, store, columns, partial(watch, stage))
+    rows = read_cache(store, columns, pictures, views=run.data.views, spool=run.data.spool)
     rows = replace(rows, classifier=Classifier(*(held.detach() for held in teacher.head)))
     return Teacher(
         weights,
         rows=rows,
-        fingerprint=cache.fingerprint_of(folder),
+        fingerprint=fingerprint(content),
         accuracy=_accuracy(run, pictures, rows),
     )
+
+
+def cache_faults(run: RunConfig, *, watch: Watch, tracker: Tracker) -> Mapping[str, list[str]]:
+    """What is wrong with the caches of a run's teachers, by label: nothing, if they are sound.
+
+    Every finished file is read again, and the teacher says again what it said of some rows.
+
+    Raises ValueError for a cache that is not written yet.
+    """
+    pictures = checked(run)
+    faults = {}
+    for label, layers in run.teacher_layers.items():
+        held = run.teachers[label]
+        if held.source == "live":
+            continue
+        weights = teacher_weights(held, watch=watch, tracker=tracker)
+        teacher = build_teacher(held, pictures, layers, weights=weights, place=run.called(label))
+        alone = run.taught_by(label)
+        store = cache_store(alone, contents(alone, pictures, teacher))
+        columns = columns_of(held.logits, teacher)
+        if not is_complete(store, columns, run.data.views):
+            raise ValueError(f"cache {store} is not complete; run `kd cache` first")
+        faults[label] = [f"{name} is gone or has changed" for name in damaged_files(store)]
+        if not faults[label]:
+            writer = PartWriter(alone, pictures, teacher, store, device=pick_device())
+            off = greatest_differences(store, columns, writer, np.random.default_rng())
+            faults[label] = [
+                f"{store / name}: the teacher differs by {times:.3g} times what is tolerated"
+                for name, times in off.items()
+                if times > 1
+            ]
+    return faults
 
 
 def teacher_weights(teacher: TeacherConfig, *, watch: Watch, tracker: Tracker) -> Path:
@@ -234,3 +270,30 @@ def _accuracy(run: RunConfig, pictures: Pictures, rows: TeacherRows) -> float:
     _, held_out = split(len(pictures.label), run.data)
     right = rows.logits[0][held_out].argmax(axis=1) == pictures.label[held_out]
     return float(np.mean(right))
+
+
+def synthesize(
+    config: TransferConfig, *, watch: Watch, tracker: Tracker, verbose: bool = False
+) -> Path:
+    """The folder of a transfer set, its teacher trained and its pictures made where they are not.
+
+    Tracked shard by shard with what was measured and, now and then, a sample of the pictures.
+    """
+    folder = config.folder
+    if is_made(folder):
+        return folder
+    weights = teacher_weights(config.teacher, watch=watch, tracker=tracker)
+    teacher = teacher_of(config, weights)
+    tags = {"kd.seed": str(config.seed), "kd.identity": config.identity, "kd.kind": "transfer set"}
+    with tracker.start(folder.name, params=plain(config), tags=tags) as tracked:
+
+        def follow(shard: int, done: int, total: int, metrics: Metrics) -> None:
+            tracked.log(metrics, epoch=shard)
+            sample = sample_of(folder, shard)
+            if sample.exists():
+                tracked.log_artifact(sample)
+            watch("synthesize", done, total, "")
+
+        with cluster(verbose=verbose):
+            write_transfer_set(config, teacher, follow)
+    return folder

@@ -11,6 +11,7 @@ import yaml
 from pipelines.config import RunConfig
 from pipelines.space import SweepConfig, override
 from pipelines.strict import validated
+from pipelines.transfer import TransferConfig
 
 
 def load(path: Path, changes: Iterable[str] = ()) -> RunConfig | SweepConfig:
@@ -24,15 +25,22 @@ def load(path: Path, changes: Iterable[str] = ()) -> RunConfig | SweepConfig:
     """
     content = _read(path)
     for change in changes:
-        key, separator, text = change.partition("=")
-        if not separator:
-            raise ValueError(f"--set expects dotted.path=value, got {change!r}")
+        key, value = _split(change)
         in_base = "base" in content and key.split(".")[0] not in SweepConfig.model_fields
-        content = override(content, f"base.{key}" if in_base else key, _value(change, text))
+        content = override(content, f"base.{key}" if in_base else key, value)
     content = _with_files(content, Path())
     if "base" in content:
         return validated(SweepConfig, content, where=str(path))
     return validated(RunConfig, content, where=str(path))
+
+
+def load_transfer(path: Path, changes: Iterable[str] = ()) -> TransferConfig:
+    """A transfer set from YAML, with changes and paths as of a run. Raises ValueError like it."""
+    content = _read(path)
+    for change in changes:
+        key, value = _split(change)
+        content = override(content, key, value)
+    return validated(TransferConfig, _with_files(content, Path()), where=str(path))
 
 
 def as_yaml(content: Mapping[str, Any]) -> str:
@@ -40,9 +48,12 @@ def as_yaml(content: Mapping[str, Any]) -> str:
     return yaml.safe_dump(dict(content), sort_keys=False)
 
 
-def _value(change: str, text: str) -> Any:
+def _split(change: str) -> tuple[str, Any]:
+    key, separator, text = change.partition("=")
+    if not separator:
+        raise ValueError(f"--set expects dotted.path=value, got {change!r}")
     try:
-        return yaml.load(text, _Unambiguous)
+        return key, yaml.load(text, _Unambiguous)
     except yaml.YAMLError as error:
         raise ValueError(f"--set {change}: the value is not YAML: {error}") from None
 

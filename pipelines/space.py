@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import itertools
-import math
 import re
+import zlib
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from typing import Any, Literal
 
+import numpy as np
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from kdcore.losses import LOSSES
 from pipelines.config import RunConfig, plain
+from pipelines.ranges import KINDS, Range
 from pipelines.strict import Strict, validated
 
-VARIANT = "variant"
+VARIANT, SEED = "variant", "seed"
 _FIXED = ("name", "runs", "caches", "workers")
 # what must fit pictures, networks and losses
-_OF_NETWORKS = (VARIANT, "student", "teacher", "data", "losses", "batch_size")
+_OF_NETWORKS = ("student", "teacher", "data", "losses", "batch_size")
 
 
 class SearchConfig(Strict):
@@ -27,131 +29,171 @@ class SearchConfig(Strict):
     metric: Literal["val/top1", "val/nll", "val/calibration_error"] = "val/top1"
     mode: Literal["max", "min"] = "max"
     algorithm: Literal["grid", "random", "optuna"] = "grid"
-    num_samples: PositiveInt = 1  # random and optuna
-    scheduler: Literal["none", "asha"] = "none"
+    num_samples: PositiveInt = 1  # of random and optuna: configurations, each with all its seeds
+    minutes: PositiveFloat | None = None  # of wall time, after which no trial is started or goes on
+    scheduler: Literal["none", "asha", "median"] = "none"  # stops configurations early
     max_concurrent: PositiveInt | None = None  # default: what the cores allow
+    gpus: PositiveFloat | None = None  # of each trial, perhaps a fraction; default: 1 if any
     seed: NonNegativeInt = 0
-
-
-class Range(Strict):
-    """The values that one dotted path takes: exactly one of these keys."""
-
-    grid: list[Any] | None = None
-    choice: list[Any] | None = None
-    uniform: tuple[float, float] | None = None
-    loguniform: tuple[PositiveFloat, PositiveFloat] | None = None
-    randint: tuple[int, int] | None = None
-
-    @model_validator(mode="after")
-    def _one(self) -> Range:
-        given = [name for name in type(self).model_fields if getattr(self, name) is not None]
-        if len(given) != 1:
-            raise ValueError(f"expected one of grid, choice, uniform, loguniform, randint: {given}")
-        values = getattr(self, given[0])
-        if len(values) == 0:
-            raise ValueError(f"{given[0]}: expected at least one value")
-        if given[0] not in ("grid", "choice") and values[0] >= values[1]:
-            raise ValueError(f"{given[0]}: expected [low, high] with low < high, got {values}")
-        return self
-
-    @property
-    def kind(self) -> str:
-        return next(name for name in type(self).model_fields if getattr(self, name) is not None)
-
-    @property
-    def probes(self) -> list[Any]:
-        """Every listed value; of a range both end points and, if it is continuous, one between."""
-        values = getattr(self, self.kind)
-        if self.kind == "randint":
-            return [values[0], values[1] - 1]
-        if self.kind in ("uniform", "loguniform"):
-            low, high = values
-            return [low, low + (high - low) / math.pi, high]
-        return list(values)
 
 
 class SweepConfig(Strict):
     """A runnable base, named variants of it, and a space over the dotted paths of each.
 
-    A variant is several changes that belong together, such as a loss and its layers. In a point of
-    the space it stands by its name under ``VARIANT``.
+    A variant is several changes that belong together, such as a loss and its layers, and perhaps
+    ranges that only it has. In a point of the space it stands by its name under ``VARIANT``. Every
+    point is run with ``seeds`` seeds, from the base's on, and judged by their mean.
     """
 
     name: str = "sweep"
     base: RunConfig
-    variants: dict[str, dict[str, Any]] = {}  # by name: dotted path: value
+    variants: dict[str, dict[str, Any]] = {}  # by name: dotted path: value or range
     space: dict[str, Range] = {}
+    seeds: PositiveInt = 1
     search: SearchConfig = SearchConfig()
 
     @model_validator(mode="after")
-    def _every_value_is_a_run(self) -> SweepConfig:
-        fixed = [path for path in self.space if path.split(".")[0] in _FIXED]
-        if fixed:
-            raise ValueError(f"space.{fixed[0]}: {', '.join(_FIXED)} are the same for all trials")
-        if self.search.scheduler == "asha" and "epochs" in self.space:
-            raise ValueError("space.epochs: asha compares trials of the same number of epochs")
-        if self.search.algorithm == "grid" and self.search.num_samples != 1:
-            raise ValueError("search.num_samples: a grid runs each point once; add seeds to it")
-        if self.search.algorithm == "grid":
-            drawn = [path for path, values in self.space.items() if values.kind != "grid"]
-            if drawn:
-                raise ValueError(f"space.{drawn[0]}: algorithm grid takes `grid: [...]` only")
-        for name, changes in self.variants.items():
-            if not re.fullmatch(r"[\w :/-]+", name):  # MLflow takes no other parameter names
-                raise ValueError(f"variants: a name has letters, digits and ' _-:/', not {name!r}")
-            fixed = [path for path in changes if path.split(".")[0] in _FIXED]
+    def _searchable(self) -> SweepConfig:
+        search = self.search
+        for place, paths in {"space": self.space, **self._of_variants}.items():
+            fixed = [path for path in paths if path.split(".")[0] in _FIXED]
             if fixed:
-                raise ValueError(f"variants.{name}.{fixed[0]}: is the same for all trials")
-            try:
-                changed(self.base, changes)
-            except ValueError as error:
-                raise ValueError(f"variants.{name} is no run: {error}") from None
-        for path, values in self.space.items():
-            for value, variant in itertools.product(values.probes, self.variants or [None]):
-                try:
-                    self.run({path: value} | ({VARIANT: variant} if variant else {}))
-                except ValueError as error:
-                    of = f" of variant {variant}" if variant else ""
-                    words = f"space.{path}: value {value!r} is no run{of}: {error}"
-                    raise ValueError(words) from None
+                known = ", ".join(_FIXED)
+                raise ValueError(f"{place}.{fixed[0]}: {known} are the same for all trials")
+            if search.scheduler != "none" and "epochs" in paths:
+                raise ValueError(
+                    f"{place}.epochs: {search.scheduler} compares trials of one number of epochs"
+                )
+            if self.seeds > 1 and SEED in paths:
+                raise ValueError(f"{place}.seed: is what `seeds` counts; give one of both")
+            ranges = {path: held for path, held in paths.items() if isinstance(held, Range)}
+            drawn = [path for path, held in ranges.items() if held.kind != "grid"]
+            if search.algorithm == "grid" and drawn:
+                raise ValueError(f"{place}.{drawn[0]}: algorithm grid takes `grid: [...]` only")
+        if search.algorithm == "grid" and search.num_samples != 1:
+            raise ValueError("search.num_samples: a grid runs each point once; give `seeds`")
         return self
 
+    @model_validator(mode="after")
+    def _every_value_is_a_run(self) -> SweepConfig:
+        for name in self.variants:
+            if not re.fullmatch(r"[\w :/-]+", name):  # MLflow takes no other parameter names
+                raise ValueError(f"variants: a name has letters, digits and ' _-:/', not {name!r}")
+            try:
+                self.run({VARIANT: name})
+            except ValueError as error:
+                raise ValueError(f"variants.{name} is no run: {error}") from None
+        for variant in self.variants or [None]:
+            own = self.variants.get(variant, {}) if variant else {}
+            for path, values in self.ranges_of(variant).items():
+                place = f"variants.{variant}.{path}" if path in own else f"space.{path}"
+                for value in values.probes:
+                    self._check({path: value} | _named(variant), place, value)
+        return self
+
+    def _check(self, point: Mapping[str, Any], place: str, value: Any) -> None:
+        try:
+            self.run(point)
+        except ValueError as error:
+            of = f" of variant {point[VARIANT]}" if VARIANT in point else ""
+            words = f"{place}: value {value!r} is no run{of}: {error}"
+            raise ValueError(words) from None
+
     @property
-    def whole_space(self) -> dict[str, Range]:
-        """The space with the variants as one more dimension."""
-        named = {VARIANT: Range(grid=list(self.variants))} if self.variants else {}
-        return named | self.space
+    def _of_variants(self) -> dict[str, dict[str, Any]]:
+        return {
+            f"variants.{name}": {path: _as_range(value) for path, value in changes.items()}
+            for name, changes in self.variants.items()
+        }
+
+    def ranges_of(self, variant: str | None) -> dict[str, Range]:
+        """The dimensions of the space that a variant has: the common ones, and its own."""
+        own = self._of_variants[f"variants.{variant}"] if variant else {}
+        return self.space | {path: held for path, held in own.items() if isinstance(held, Range)}
 
     def run(self, point: Mapping[str, Any]) -> RunConfig:
-        """The run at a point of the space, which may leave dimensions at the base's values."""
+        """The run at a point of the space, which may leave dimensions at the base's values.
+
+        A range of the point's own variant that the point leaves out is at its first value.
+        """
         changes = {path: value for path, value in point.items() if path != VARIANT}
-        variant = self.variants[point[VARIANT]] if VARIANT in point else {}
-        return changed(self.base, {**variant, **changes})
+        own = self._of_variants[f"variants.{point[VARIANT]}"] if VARIANT in point else {}
+        first = {path: held.probes[0] for path, held in own.items() if isinstance(held, Range)}
+        return changed(self.base, {**own, **first, **changes})
+
+    def with_seeds(self, point: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """The point once for every seed."""
+        if self.seeds == 1:
+            return [dict(point)]
+        return [{**point, SEED: self.base.seed + number} for number in range(self.seeds)]
+
+
+def _named(variant: str | None) -> dict[str, Any]:
+    return {VARIANT: variant} if variant else {}
+
+
+def _as_range(value: Any) -> Any:
+    """A mapping with one key that names a kind of range is that range."""
+    is_range = isinstance(value, dict) and len(value) == 1 and next(iter(value)) in KINDS
+    return Range.model_validate(value) if is_range else value
+
+
+def points(config: SweepConfig) -> list[dict[str, Any]]:
+    """Every trial of a grid or of a random search, the seeds of one configuration together.
+
+    Trials that are one run, as all losses are at weight 0, are one. Each number of a random search
+    is drawn from its own stream, so that another dimension does not change it.
+    """
+    if config.search.algorithm == "grid":
+        drawn: list[dict[str, Any]] = [{}]
+    else:
+        drawn = [_drawn(config, number) for number in range(config.search.num_samples)]
+    found = []
+    for sample in drawn:
+        for variant in config.variants or [None]:
+            if sample.get(VARIANT, variant) != variant:
+                continue
+            ranges = config.ranges_of(variant)
+            grids = {path: held.given for path, held in ranges.items() if held.kind == "grid"}
+            kept = {path: value for path, value in sample.items() if path in ranges}
+            for values in itertools.product(*grids.values()):
+                found.append(_named(variant) | kept | dict(zip(grids, values, strict=True)))
+    return distinct(config, [seeded for point in found for seeded in config.with_seeds(point)])
+
+
+def _drawn(config: SweepConfig, number: int) -> dict[str, Any]:
+    """One random configuration, without the dimensions that are grids."""
+
+    def stream(path: str) -> np.random.Generator:
+        return np.random.default_rng([config.search.seed, number, zlib.crc32(path.encode())])
+
+    names = list(config.variants)
+    sample = _named(names[stream(VARIANT).integers(len(names))] if names else None)
+    for path, values in config.ranges_of(sample.get(VARIANT)).items():
+        if values.kind != "grid":
+            sample[path] = values.draw(stream(path))
+    return sample
 
 
 def neighbours(config: SweepConfig) -> list[RunConfig]:
     """Runs whose networks and losses stand for all trials': what fits them fits the sweep.
 
-    Of a grid every point, seeds apart; else the base, with one listed value or end point at a time.
+    Of a grid every point, seeds apart; else the base and every variant, with one listed value or
+    end point at a time.
     """
     if config.search.algorithm == "grid":
-        space = {path: values for path, values in config.whole_space.items() if path != "seed"}
-        return [config.run(point) for point in distinct(config, grid_points(space))]
-    return [
-        config.base,
-        *(
-            config.run({path: value})
-            for path, values in config.whole_space.items()
-            for value in values.probes
-            if path.split(".")[0] in _OF_NETWORKS
-        ),
-    ]
-
-
-def grid_points(space: Mapping[str, Range]) -> list[dict[str, Any]]:
-    """Every combination of the listed values, as changes by dotted path."""
-    values = [space[path].probes for path in space]
-    return [dict(zip(space, point, strict=True)) for point in itertools.product(*values)]
+        near = [{p: v for p, v in point.items() if p != SEED} for point in points(config)]
+    else:
+        near = [{}]
+        for variant in config.variants or [None]:
+            near.append(_named(variant))
+            near += [
+                {path: value} | _named(variant)
+                for path, values in config.ranges_of(variant).items()
+                for value in values.probes
+                if path.split(".")[0] in _OF_NETWORKS
+            ]
+    return [config.run(point) for point in distinct(config, near)]
 
 
 def distinct(config: SweepConfig, points: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import itertools
+import json
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from pipelines.costs import Cost, cost
 from pipelines.exports import exported
 from pipelines.loop import Metrics
 from pipelines.page import write_report
+from pipelines.ranges import LISTED
 from pipelines.ranking import (
     Chosen,
     Provenance,
@@ -32,11 +35,14 @@ from pipelines.ranking import (
 from pipelines.registry import register_champion, registered_name, registered_version
 from pipelines.report import Row, Trial, best_trial, ranked
 from pipelines.sources import Pictures, read_pictures
-from pipelines.space import VARIANT, Range, SweepConfig, grid_points, neighbours
+from pipelines.space import VARIANT, SweepConfig, neighbours
+from pipelines.strict import validated
 from pipelines.tracking import COMMIT, TrackedRun, Tracker, commit
 from pipelines.train import RESULT, Finished, Inputs, Teacher, finished
 from pipelines.trial import inputs_key
 from pipelines.trials import run_trials
+
+SWEEP = "sweep.json"
 
 
 @dataclass(frozen=True)
@@ -69,12 +75,14 @@ def sweep(
         checked(run)
     nested = config.base.workers > 1
     early = config.search.scheduler != "none"
+    folder = begun(config)
     with cluster(verbose=verbose, dashboard=nested and early):
         inputs = shared_inputs(config, watch=watch, tracker=tracker)
         tags = {"kd.kind": "sweep", "kd.cache": " ".join(i.fingerprint for i in inputs.values())}
-        name = sweep_folder(config).name
-        with tracker.start(name, params=plain(config), tags=tags) as parent:
-            trials = run_trials(config, inputs, watch=watch, tracker=tracker, parent=parent)
+        with tracker.start(folder.name, params=plain(config), tags=tags) as parent:
+            trials = run_trials(
+                config, inputs, proposals=folder, watch=watch, tracker=tracker, parent=parent
+            )
             outcome = _judged(config, trials, inputs)
             held = inputs[inputs_key(outcome.best.run)]
             parent.log(outcome.test, epoch=0)
@@ -88,6 +96,28 @@ def sweep(
     return outcome
 
 
+def begun(config: SweepConfig) -> Path:
+    """The sweep's folder, with what it is, so that it can be taken up again by its name."""
+    folder = sweep_folder(config)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / SWEEP).write_text(json.dumps(plain(config), indent=1) + "\n")
+    return folder
+
+
+def begun_sweep(name: str, runs: Path = Path("runs")) -> SweepConfig:
+    """The sweep of that name, or of that folder's name, as it was begun.
+
+    Raises ValueError where there is none, or several with that name.
+    """
+    folders = [file.parent for file in (runs / "sweeps").glob(f"*/{SWEEP}")]
+    found = [one for one in folders if name in (one.name, one.name.rpartition("-")[0])]
+    if len(found) != 1:
+        known = ", ".join(sorted(one.name for one in found or folders)) or "none"
+        raise ValueError(f"expected one sweep {name!r} in {runs / 'sweeps'}, there are: {known}")
+    content = json.loads((found[0] / SWEEP).read_text())
+    return validated(SweepConfig, content, where=str(found[0] / SWEEP))
+
+
 def best_run(config: SweepConfig) -> RunConfig:
     """The run that a finished sweep chose."""
     return config.run(read_ranking(sweep_folder(config)).best.changes)
@@ -96,8 +126,7 @@ def best_run(config: SweepConfig) -> RunConfig:
 def shared_inputs(config: SweepConfig, *, watch: jobs.Watch, tracker: Tracker) -> dict[str, Inputs]:
     """What the trials train on, once for every data set and teacher among them."""
     near, inputs = neighbours(config), {}
-    for point in grid_points(_shared_space(config)):
-        run = config.run(point)
+    for run in _sharing(config):
         if inputs_key(run) in inputs:
             continue
         layers = _layers_read(near, run)
@@ -115,17 +144,22 @@ def _layers_read(near: Iterable[RunConfig], run: RunConfig) -> Mapping[str, set[
     return layers
 
 
-def _shared_space(config: SweepConfig) -> dict[str, Range]:
-    """The part of the space that changes what is trained on."""
-    shared = {
-        path: values
-        for path, values in config.whole_space.items()
-        if path.split(".")[0] in (VARIANT, "data", "teacher")
-    }
-    for path, values in shared.items():
-        if values.kind not in ("grid", "choice"):
-            raise ValueError(f"space.{path}: the data and the teacher vary by listed values only")
-    return shared
+def _sharing(config: SweepConfig) -> Iterator[RunConfig]:
+    """A run for every data set and teacher that the sweep's trials can have."""
+    for variant in config.variants or [None]:
+        shared = {
+            path: values
+            for path, values in config.ranges_of(variant).items()
+            if path.split(".")[0] in ("data", "teacher")
+        }
+        for path, values in shared.items():
+            if values.kind not in LISTED:
+                raise ValueError(
+                    f"space.{path}: the data and the teacher vary by listed values only"
+                )
+        named = {VARIANT: variant} if variant else {}
+        for listed in itertools.product(*(values.given for values in shared.values())):
+            yield config.run(named | dict(zip(shared, listed, strict=True)))
 
 
 def _judged(config: SweepConfig, trials: list[Trial], inputs: Mapping[str, Inputs]) -> Outcome:

@@ -20,6 +20,7 @@ from pydantic import (
 
 from kdcore.checks import unknown_name
 from kdcore.losses import LOSSES, Stateful
+from kdcore.pooling import split_pooling
 from kdcore.schedules import Cosine, Schedule, Steps, Warmup
 from pipelines.strict import Strict, problems
 
@@ -97,6 +98,7 @@ class LossConfig(Strict):
         weight = value.get("weight", LOSSES[loss].weight)
         if isinstance(weight, dict) and "warmup" in weight:
             weight = {"to": LOSSES[loss].weight, **weight}
+        _check_attention_power(params, layers)
         return {**value, "weight": weight, "params": params, "layers": layers}
 
     @field_validator("weight")
@@ -110,6 +112,17 @@ class LossConfig(Strict):
     def is_on(self) -> bool:
         """Whether the term ever has a weight."""
         return isinstance(self.weight, ScheduleConfig) or self.weight > 0
+
+
+def _check_attention_power(params: Mapping[str, Any], layers: Any) -> None:
+    """The pooling ``at`` keeps the attention of power 2, from which no other can be made."""
+    named = [name for pair in dict(layers or {}).items() for name in map(str, pair)]
+    pooled = [name for name in named if split_pooling(name)[1] == "at"]
+    if pooled and params.get("power", 2) != 2:
+        raise ValueError(
+            f"layers: {pooled[0]!r} keeps the attention of power 2 only, and params.power is "
+            f"{params['power']}; name the layer without '@at'"
+        )
 
 
 def _checked_params(loss: str, params: Any) -> dict[str, Any]:

@@ -29,8 +29,8 @@ def run_trial(
 
 
 def changes_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A trial's changes: one point of the grid, or a drawn value per dotted path."""
-    return dict(config.get("point", config))
+    """A trial's changes, by dotted path."""
+    return dict(config["point"])
 
 
 def inputs_key(run: RunConfig) -> str:

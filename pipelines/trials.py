@@ -2,49 +2,58 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-import optuna
 import ray
 from ray import tune
-from ray.tune.schedulers import ASHAScheduler
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import BasicVariantGenerator, SearchAlgorithm, Searcher
-from ray.tune.search.optuna import OptunaSearch
 
 from pipelines import jobs
 from pipelines.cluster import num_cores, worker_resources, workers_at_once
 from pipelines.config import RunConfig
+from pipelines.pruning import PruneConfigurations
 from pipelines.report import Trial
-from pipelines.space import Range, SweepConfig, distinct, grid_points
+from pipelines.searchers import ProposeByOptuna
+from pipelines.space import SEED, SweepConfig, points
 from pipelines.tracking import TrackedRun, Tracker
 from pipelines.train import Inputs, OnEpoch, finished
 from pipelines.trial import changes_of, inputs_key, run_trial
+
+PROPOSALS = "proposals.jsonl"  # of a search that learns, in the sweep's folder
 
 
 def run_trials(
     config: SweepConfig,
     inputs: Mapping[str, Inputs],
     *,
+    proposals: Path,
     watch: jobs.Watch,
     tracker: Tracker,
     parent: TrackedRun,
 ) -> list[Trial]:
-    """Run every trial of the sweep; ``inputs`` go once into the object store of each node."""
+    """Run every trial of the sweep; ``inputs`` go once into the object store of each node.
+
+    What a search that learns has proposed is kept in the folder ``proposals``, so that a sweep that
+    is called again goes on from there.
+    """
     # trials that drive workers hold no CPU: more of them than fit would fight for their workers
     fitting = max(1, workers_at_once() // config.base.workers)
     concurrent = min(fitting, config.search.max_concurrent or fitting)
-    folders = {"runs": config.base.runs.absolute(), "caches": config.base.caches.absolute()}
-    base = config.base.model_copy(update=folders)
+    base = config.base.model_copy(update={"runs": config.base.runs.absolute()})
     placed = config.model_copy(update={"base": base})
     references = {key: ray.put(held) for key, held in inputs.items()}
     trainable = tune.with_parameters(
         run_trial, sweep=placed, references=references, threads=max(1, num_cores() // concurrent)
     )
-    space, total = _tune_space(config)
+    listed = None if config.search.algorithm == "optuna" else points(config)
+    total = config.search.num_samples * config.seeds if listed is None else len(listed)
     follow = _Follow(config, inputs, watch=watch, tracker=tracker, parent=parent, total=total)
     # what Tune keeps is thrown away: the runs' own folders are the ones that last
     base.runs.mkdir(parents=True, exist_ok=True)
@@ -52,13 +61,14 @@ def run_trials(
     try:
         results = tune.Tuner(
             tune.with_resources(trainable, _trial_resources(config)),
-            param_space=space,
+            param_space={} if listed is None else {"point": tune.grid_search(listed)},
             tune_config=tune.TuneConfig(
                 metric=config.search.metric,
                 mode=config.search.mode,
-                num_samples=config.search.num_samples,
+                num_samples=total if listed is None else 1,
                 max_concurrent_trials=concurrent,
-                search_alg=_searcher(config, concurrent),
+                time_budget_s=config.search.minutes and 60 * config.search.minutes,
+                search_alg=_searcher(config, concurrent, folder=proposals),
                 scheduler=_scheduler(config),
                 reuse_actors=True,
             ),
@@ -73,56 +83,50 @@ def run_trials(
     finally:
         follow.end_all()
         shutil.rmtree(folder, ignore_errors=True)
-    if len(results) < total:
+    if len(results) < total and config.search.minutes is None:
         raise RuntimeError(f"only {len(results)} of {total} trials were run; call the sweep again")
     return [_as_trial(config, result) for result in results]
 
 
-def _tune_space(config: SweepConfig) -> tuple[dict[str, Any], int]:
-    """The space as Tune takes it, and the number of its trials."""
-    if config.search.algorithm == "grid":
-        points = distinct(config, grid_points(config.whole_space))
-        return {"point": tune.grid_search(points)}, len(points)
-    whole = config.whole_space
-    space = {path: _domain(values, config.search.algorithm) for path, values in whole.items()}
-    grids = 1
-    if config.search.algorithm == "random":
-        grids = len(grid_points({p: v for p, v in whole.items() if v.kind == "grid"}))
-    return space, grids * config.search.num_samples
-
-
-def _domain(values: Range, algorithm: str) -> Any:
-    listed = getattr(values, values.kind)
-    if values.kind == "grid":
-        # Optuna takes no grids: there the listed values are choices
-        return tune.grid_search(listed) if algorithm == "random" else tune.choice(listed)
-    if values.kind == "choice":
-        return tune.choice(listed)
-    return {"uniform": tune.uniform, "loguniform": tune.loguniform, "randint": tune.randint}[
-        values.kind
-    ](*listed)
-
-
-def _searcher(config: SweepConfig, concurrent: int) -> Searcher | SearchAlgorithm:
+def _searcher(config: SweepConfig, concurrent: int, *, folder: Path) -> Searcher | SearchAlgorithm:
     if config.search.algorithm != "optuna":
         # Tune applies its own limit to every searcher but this one
-        return BasicVariantGenerator(max_concurrent=concurrent, random_state=config.search.seed)
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    return OptunaSearch(
-        metric=config.search.metric, mode=config.search.mode, seed=config.search.seed
+        return BasicVariantGenerator(max_concurrent=concurrent)
+    file = folder / PROPOSALS
+    told = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+    def record(proposal: Mapping[str, Any]) -> None:
+        with file.open("a") as proposals:
+            proposals.write(json.dumps(proposal) + "\n")
+
+    return ProposeByOptuna(config, told=told, record=record)
+
+
+def _scheduler(config: SweepConfig) -> TrialScheduler:
+    search = config.search
+    if search.scheduler == "none":
+        return FIFOScheduler()
+    return PruneConfigurations(
+        search.scheduler,
+        metric=search.metric,
+        mode=search.mode,
+        epochs=config.base.epochs,
+        configuration_of=_configuration,
     )
 
 
-def _scheduler(config: SweepConfig) -> ASHAScheduler | None:
-    if config.search.scheduler == "none":
-        return None
-    # one epoch more than there are: ASHA stops whoever reaches max_t before it can write its result
-    return ASHAScheduler(time_attr="epoch", max_t=config.base.epochs + 1)
+def _configuration(config: Mapping[str, Any]) -> str:
+    """What the seeds of one configuration have in common."""
+    changes = {path: value for path, value in changes_of(config).items() if path != SEED}
+    return json.dumps(changes, sort_keys=True, default=str)
 
 
 def _trial_resources(config: SweepConfig) -> dict[str, float]:
     """A flat trial works itself; one with workers only waits, and must not hold a CPU of theirs."""
-    return worker_resources() if config.base.workers == 1 else {"memory": 64 * 2**20}
+    if config.base.workers > 1:
+        return {"memory": 64 * 2**20}
+    gpus = {} if config.search.gpus is None else {"GPU": config.search.gpus}
+    return worker_resources() | gpus
 
 
 def _as_trial(config: SweepConfig, result: tune.Result) -> Trial:

@@ -38,7 +38,14 @@ from kdcore.losses.gaussians import (
     gaussian_wasserstein,
 )
 from kdcore.losses.hints import Hints, ReusableMap, VariationalInformation
-from kdcore.losses.logits import cross_entropy, jensen_shannon, kd, reverse_kd, soft_cross_entropy
+from kdcore.losses.logits import (
+    cross_entropy,
+    jensen_shannon,
+    kd,
+    reverse_kd,
+    soft_cross_entropy,
+    sparse_kd,
+)
 from kdcore.losses.masked import MaskedGeneration
 from kdcore.losses.predictions import multi_level_kd, prediction_correlation
 from kdcore.losses.regions import regional_kd
@@ -61,6 +68,7 @@ LOSSES: Mapping[str, Loss] = {
     "kd": Logits(kd, weight=0.9),
     "reverse_kd": Logits(reverse_kd),
     "js": Logits(jensen_shannon),
+    "sparse_kd": Logits(sparse_kd, weight=0.9),
     "soft_ce": Logits(soft_cross_entropy, weight=0.9),
     "lskd": Logits(standardised_kd, weight=9.0),
     "ttm": Logits(transformed_teacher, weight=45.0),

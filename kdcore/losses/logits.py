@@ -106,6 +106,37 @@ def soft_cross_entropy(
     return -(p * log_q).sum(dim=1).mean() * temperature**2
 
 
+def sparse_kd(
+    student: Float[Tensor, "b k"],
+    teacher: Float[Tensor, "b k"],
+    label: Int[Tensor, " b"],
+    *,
+    kept: int = 10,
+    temperature: float = 1.0,
+) -> Float[Tensor, ""]:
+    r"""``kd`` over the teacher's likeliest classes, the label, and all others as one class.
+
+    .. math:: \frac{T^2}{B} \sum_b \sum_{k \in S_b \cup \{\text{rest}\}}
+        p_{bk} \log \frac{p_{bk}}{q_{bk}}, \quad p_{b,\text{rest}} = \sum_{k \notin S_b} p_{bk},
+        \quad q_{b,\text{rest}} = \sum_{k \notin S_b} q_{bk}
+
+    with p and q the softmax of t / T and s / T and S the teacher's ``kept`` likeliest classes with
+    the label: what a cache of ``{top: kept}`` holds. At T = 1 it is the same from there as from all
+    logits. The rest has its mass on both sides: without the student's, the loss is least where the
+    student says nothing but S. Never above ``kd``, and ``kd`` itself where S has every class.
+
+    Source: Kullback & Leibler 1951, section 4, for the divergence of a coarser partition.
+    """
+    check_same_shape(student, teacher)
+    in_kept = torch.zeros_like(teacher, dtype=torch.bool).scatter(1, label[:, None], True)
+    likeliest = teacher.topk(min(kept, teacher.shape[1])).indices
+    in_kept = in_kept.scatter(1, likeliest, True)
+    log_q, log_p = F.log_softmax(student / temperature, 1), F.log_softmax(teacher / temperature, 1)
+    within = (log_p.exp() * (log_p - log_q)).where(in_kept, 0).sum(dim=1)
+    rest_q, rest_p = _log_rest(log_q, in_kept), _log_rest(log_p, in_kept)
+    return (within + rest_p.exp() * (rest_p - rest_q)).mean() * temperature**2
+
+
 def divergences(
     student: Float[Tensor, "b k"], teacher: Float[Tensor, "b k"]
 ) -> Float[Tensor, " b"]:
@@ -115,3 +146,9 @@ def divergences(
     """
     log_q, log_p = F.log_softmax(student, dim=1), F.log_softmax(teacher, dim=1)
     return F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(dim=1)
+
+
+def _log_rest(log_probability: Tensor, in_kept: Tensor) -> Tensor:
+    # the least number, not minus infinity: where no class is left, nothing minus nothing is no NaN
+    least = torch.finfo(log_probability.dtype).min
+    return log_probability.masked_fill(in_kept, least).logsumexp(dim=1)

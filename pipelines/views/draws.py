@@ -23,6 +23,7 @@ STREAMS = {
     "mixup": 8,
     "cutmix": 9,
     "partner": 10,
+    "classes": 20,
 }
 _BLOCK_SHIFT = 16  # the counter's last word is the stream, and above it the block of four words
 

@@ -14,6 +14,7 @@ from kdcore.losses.logits import (
     kd,
     reverse_kd,
     soft_cross_entropy,
+    sparse_kd,
 )
 
 
@@ -138,3 +139,47 @@ def test_with_one_class_alone_both_losses_are_zero() -> None:
     student, teacher = torch.randn(2, 3, 1, dtype=torch.float64)
     torch.testing.assert_close(kd(student, teacher), scalar(0.0))
     torch.testing.assert_close(cross_entropy(student, torch.zeros(3).long()), scalar(0.0))
+
+
+# --- what is left of the logits when few are kept ---------------------------------------------
+
+SPARSE_LABEL = torch.tensor([3, 0, 2])
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
+def test_sparse_kd_equals_its_loop(logits: tuple[Tensor, Tensor], temperature: float) -> None:
+    rows = zip(*(one.tolist() for one in (*logits, SPARSE_LABEL)), strict=True)
+    expected = 0.0
+    for here, there, label in rows:
+        p, q = softmax(there, temperature), softmax(here, temperature)
+        best = max(range(4), key=there.__getitem__)
+        kept, rest = {best, label}, set(range(4)) - {best, label}
+        pairs = [(p[k], q[k]) for k in kept]
+        pairs.append((sum(p[k] for k in rest), sum(q[k] for k in rest)))
+        expected += temperature**2 * sum(a * log(a / b) for a, b in pairs) / 3
+    value = sparse_kd(*logits, SPARSE_LABEL, kept=1, temperature=temperature)
+    torch.testing.assert_close(value, scalar(expected))
+
+
+@pytest.mark.parametrize("kept", [3, 4, 10])
+def test_sparse_kd_of_all_classes_is_kd(logits: tuple[Tensor, Tensor], kept: int) -> None:
+    # with three kept of four, the rest is a single class or, with the label, none
+    value = sparse_kd(*logits, SPARSE_LABEL, kept=kept, temperature=3.0)
+    torch.testing.assert_close(value, kd(*logits, temperature=3.0))
+
+
+def test_sparse_kd_is_never_above_kd_and_grows_with_what_is_kept() -> None:
+    student, teacher = torch.randn(2, 50, 20, dtype=torch.float64) * 3
+    label = torch.arange(50) % 20
+    values = [sparse_kd(student, teacher, label, kept=kept).item() for kept in range(1, 21)]
+    assert values == sorted(values)
+    assert values[-1] == pytest.approx(kd(student, teacher, temperature=1.0).item())
+
+
+def test_sparse_kd_asks_for_the_rest_s_mass_too(logits: tuple[Tensor, Tensor]) -> None:
+    _, teacher = logits
+    at_teacher = sparse_kd(teacher, teacher, SPARSE_LABEL, kept=1)
+    torch.testing.assert_close(at_teacher, scalar(0.0))
+    # a student that gives the rest nothing is further away, though it is surer of what is kept
+    sure = teacher.clone().scatter_add(1, teacher.argmax(1)[:, None], scalar(9.0).expand(3, 1))
+    assert sparse_kd(sure, teacher, SPARSE_LABEL, kept=1) > 0.01

@@ -1,3 +1,5 @@
+"""A cache is what the teacher says, written once: by view, by column, and only what is missing."""
+
 from __future__ import annotations
 
 import json
@@ -11,81 +13,61 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from kdcore.taps import Tapped
-from pipelines import cache
-from pipelines.build import build_teacher
+from pipelines.cache.columns import half
+from pipelines.cache.manifest import DONE, MANIFEST, cache_store, contents, is_complete
+from pipelines.cache.storage import store_at
 from pipelines.config import RunConfig
 from pipelines.data import view_of
-from pipelines.loading import load
 from pipelines.sources import Pictures, read_pictures, split
 from pipelines.space import changed
 from pipelines.views import normalised
-
-pytestmark = pytest.mark.usefixtures("local_ray")
-
-
-def quiet(done: int, total: int) -> None:
-    pass
+from tests.pipelines.caches import (
+    columns_for,
+    files_of,
+    pictures_of,
+    read,
+    rows_of_views,
+    store_of,
+    teacher_of,
+    toy,
+    write,
+    written_here,
+)
 
 
 @pytest.fixture
-def run(toy_run: Path, workdir: Path) -> RunConfig:
-    loaded = load(toy_run)
-    assert isinstance(loaded, RunConfig)
-    return loaded
+def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Caches are written in this process: where it is not the actors that are tested."""
+    monkeypatch.setattr("pipelines.cache.write.written", written_here)
+
+
+@pytest.fixture
+def run(workdir: Path) -> RunConfig:
+    return toy()
 
 
 @pytest.fixture
 def pictures(run: RunConfig) -> Pictures:
-    return read_pictures(run.data, "train")
-
-
-def teacher_of(run: RunConfig, pictures: Pictures, layers: tuple[str, ...] = ("block1",)) -> Tapped:
-    assert run.teacher is not None
-    torch.manual_seed(7)
-    return build_teacher(run.teacher, pictures, layers)
-
-
-def write(run: RunConfig, pictures: Pictures, watch: Any = quiet) -> Path:
-    teacher = teacher_of(run, pictures)
-    folder = cache.cache_folder(run, cache.contents(run, pictures, teacher))
-    cache.write_cache(run, pictures, teacher, folder, watch)
-    return folder
+    return pictures_of(run)
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made(tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> Path:
     """A cache in files of 100 rows, with one layer; tests work on copies of it."""
-    loaded = load(Path(__file__).parent / "toy.yaml")
-    assert isinstance(loaded, RunConfig)
-    run = changed(loaded, {"caches": str(tmp_path_factory.mktemp("caches"))})
-    pictures = read_pictures(run.data, "train")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cache, "ROWS_PER_FILE", 100)
-        return write(run, pictures)
+    return Path(write(toy(caches=str(tmp_path_factory.mktemp("caches")))).root)
 
 
 @pytest.fixture
-def folder(made: Path, run: RunConfig, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(made: Path, run: RunConfig) -> Path:
     """A copy of the cache, where the run looks for it."""
-    monkeypatch.setattr(cache, "ROWS_PER_FILE", 100)
-    return Path(shutil.copytree(made, run.caches / made.name))
-
-
-def files_of(folder: Path) -> dict[str, int]:
-    return {
-        str(path.relative_to(folder)): path.stat().st_mtime_ns
-        for path in folder.glob("*/*.parquet")
-    }
+    return Path(shutil.copytree(made, Path(run.caches) / made.name))
 
 
 def test_rows_are_what_the_teacher_says_of_the_same_view(
     run: RunConfig, pictures: Pictures, folder: Path
 ) -> None:
-    teacher = teacher_of(run, pictures)
-    count = len(pictures.label)
-    rows = cache.read_cache(folder, views=2, layers=("block1", "embedding"), count=count)
-    train, validation = split(count, run.data)
+    teacher, rows = teacher_of(run), read(run)
+    train, validation = split(len(pictures.label), run.data)
     for number in range(3):
         image = view_of(run, pictures, train, number)
         with torch.no_grad():
@@ -102,7 +84,7 @@ def test_rows_are_what_the_teacher_says_of_the_same_view(
 def test_plain_pyarrow_reads_a_view_and_its_pictures_can_be_checked(
     run: RunConfig, pictures: Pictures, folder: Path
 ) -> None:
-    table = pq.read_table(folder / "view=0002")
+    table = pq.read_table(folder / "logits" / "view=0002")
     logits = table["logits"].combine_chunks().to_numpy_ndarray()
     assert logits.shape == (table.num_rows, 10)
     assert logits.dtype == np.float16
@@ -112,8 +94,27 @@ def test_plain_pyarrow_reads_a_view_and_its_pictures_can_be_checked(
     assert table["view_crc"].to_pylist() == [zlib.crc32(one.numpy()) for one in image]
 
 
+def test_plain_pyarrow_reads_all_views_of_a_column_as_one_table(folder: Path) -> None:
+    table = pq.read_table(folder / "layers" / "block1")
+    assert table.column_names == ["sample_id", "block1", "view"]
+    assert table.num_rows == 400 + 2 * 320
+    assert set(table["view"].to_pylist()) == {0, 1, 2}
+
+
+def test_duckdb_reads_it_too(folder: Path) -> None:
+    duckdb = pytest.importorskip("duckdb")
+    table = duckdb.sql(
+        f"select l.sample_id, l.logits, e.embedding from '{folder}/logits/*/*.parquet' l "
+        f"join '{folder}/layers/embedding/*/*.parquet' e using (sample_id, view) "
+        "where view = '0001' order by sample_id"
+    ).fetchnumpy()
+    assert len(table["sample_id"]) == 320
+    plain = pq.read_table(folder / "logits" / "view=0001")["logits"].combine_chunks()
+    np.testing.assert_array_equal(np.stack(table["logits"]), plain.to_numpy_ndarray())
+
+
 def test_the_final_marker_lists_every_file_with_its_rows(folder: Path) -> None:
-    listed = json.loads((folder / "view=0001" / cache.DONE).read_text())
+    listed = json.loads((folder / "logits" / "view=0001" / DONE).read_text())
     assert {name: file["rows"] for name, file in listed.items()} == {
         "part-00000.parquet": 100,
         "part-00001.parquet": 100,
@@ -123,57 +124,102 @@ def test_the_final_marker_lists_every_file_with_its_rows(folder: Path) -> None:
     assert all(len(file["sha256"]) == 64 for file in listed.values())
 
 
-def test_only_what_is_missing_is_written(run: RunConfig, pictures: Pictures, folder: Path) -> None:
+def test_the_manifest_says_what_made_it(folder: Path) -> None:
+    held = json.loads((folder / MANIFEST).read_text())
+    assert held["rows"] == 400
+    assert held["made_with"]["torch"] == torch.__version__.partition("+")[0]
+    assert set(held["content"]) >= {"schema", "pictures", "views", "teacher"}
+
+
+@pytest.mark.usefixtures("without_ray")
+def test_only_what_is_missing_is_written(run: RunConfig, folder: Path) -> None:
     before = files_of(folder)
-    (folder / "view=0001" / "part-00001.parquet").unlink()
-    (folder / "view=0001" / cache.DONE).unlink()
-    assert not cache.is_complete(folder, 2)
+    (folder / "logits" / "view=0001" / "part-00001.parquet").unlink()
+    (folder / "logits" / "view=0001" / DONE).unlink()
+    assert not is_complete(store_at(str(folder)), columns_for(run), 2)
     grown = changed(run, {"data.views": 3})
-    assert write(grown, pictures) == folder
+    assert write(grown) == store_at(str(folder))
     after = files_of(folder)
-    assert cache.is_complete(folder, 3)
+    assert is_complete(store_at(str(folder)), columns_for(run), 3)
     rewritten = {name for name in after if after[name] != before.get(name)}
     assert rewritten == {
-        "view=0001/part-00001.parquet",
-        *(f"view=0003/part-{part:05d}.parquet" for part in range(4)),
+        "logits/view=0001/part-00001.parquet",
+        *(
+            f"{column}/view=0003/part-{part:05d}.parquet"
+            for column in ("logits", "layers/embedding", "layers/block1")
+            for part in range(4)
+        ),
     }
 
 
-def test_a_write_that_breaks_off_is_no_cache_until_it_is_resumed(
-    run: RunConfig, pictures: Pictures, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(cache, "ROWS_PER_FILE", 100)
+@pytest.mark.usefixtures("without_ray")
+def test_a_new_layer_writes_that_layer_alone(run: RunConfig, folder: Path) -> None:
+    before = files_of(folder)
+    layers = ("block2@gap", "block1")
+    write(run, layers)
+    after = files_of(folder)
+    assert {name: after[name] for name in before} == before
+    assert {name.rpartition("/view=")[0] for name in after.keys() - before} == {"layers/block2@gap"}
+    assert len(after) == len(before) + 12
+    rows = read(run, layers)
+    whole = read(run, ("block1",))
+    everyone = np.arange(400)
+    np.testing.assert_array_equal(
+        rows.features["block1"][0][everyone], whole.features["block1"][0][everyone]
+    )
+    assert rows.features["block2@gap"][0][everyone].shape == (400, 16)
 
-    def break_off(done: int, total: int) -> None:
+
+@pytest.mark.usefixtures("without_ray")
+def test_what_is_added_must_be_of_the_pictures_that_the_cache_has_seen(
+    run: RunConfig, folder: Path
+) -> None:
+    # as if another version of a library drew other pixels for the same view
+    file = folder / "logits" / "view=0002" / "part-00001.parquet"
+    table = pq.read_table(file)
+    other = table["view_crc"].to_numpy() + 1
+    pq.write_table(table.set_column(2, "view_crc", [other]), file)
+    with pytest.raises(ValueError, match=r"view 2 is not as it was when .*part-00001.parquet"):
+        write(run, ("block1", "block2@gap"))
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_write_that_breaks_off_is_no_cache_until_it_is_resumed(run: RunConfig) -> None:
+    def break_off(done: int, total: int, note: str) -> None:
         if done > 300:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        write(run, pictures, break_off)
-    (folder,) = run.caches.iterdir()
-    assert not cache.is_complete(folder, 2)
-    assert write(run, pictures) == folder
-    assert cache.is_complete(folder, 2)
-    train, _ = split(len(pictures.label), run.data)
-    for view, rows in enumerate((np.arange(len(pictures.label)), train, train)):
-        held = pq.read_table(folder / f"view={view:04d}")["sample_id"].to_pylist()
-        assert sorted(held) == rows.tolist()
+        write(run, watch=break_off)
+    assert not is_complete(store_of(run), columns_for(run), 2)
+    folder = Path(write(run).root)
+    assert is_complete(store_of(run), columns_for(run), 2)
+    for view, rows in enumerate(rows_of_views(run)):
+        for column in ("logits", "layers/embedding", "layers/block1"):
+            held = pq.read_table(folder / column / f"view={view:04d}")["sample_id"].to_pylist()
+            assert held == rows
 
 
-def test_a_file_with_rows_missing_is_refused(
-    run: RunConfig, pictures: Pictures, folder: Path
-) -> None:
-    file = folder / "view=0001" / "part-00000.parquet"
+@pytest.mark.usefixtures("without_ray")
+def test_a_file_with_rows_missing_is_refused(run: RunConfig, folder: Path) -> None:
+    (folder / "logits" / "view=0001" / DONE).unlink()
+    file = folder / "logits" / "view=0001" / "part-00000.parquet"
     pq.write_table(pq.read_table(file).slice(1), file)
     with pytest.raises(ValueError, match=r"part-00000.parquet holds 99 rows instead of 100"):
-        write(run, pictures)
+        write(run)
+    file.write_bytes(file.read_bytes()[:-10])
+    with pytest.raises(ValueError, match=r"part-00000.parquet is no whole Parquet file"):
+        write(run)
 
 
-def test_a_cache_with_more_layers_serves_a_run_that_reads_fewer(
-    run: RunConfig, pictures: Pictures, folder: Path
-) -> None:
-    content = cache.contents(run, pictures, teacher_of(run, pictures, ()))
-    assert cache.cache_folder(run, content) == folder
+def test_a_reader_finds_files_that_changed_under_their_marker(run: RunConfig, folder: Path) -> None:
+    file = folder / "logits" / "view=0001" / "part-00000.parquet"
+    pq.write_table(pq.read_table(file).slice(1), file)
+    with pytest.raises(ValueError, match=r"part-00000.parquet has 99 rows instead of 100; remove"):
+        read(run)
+    file.unlink()
+    with pytest.raises(ValueError, match=r"part-00000.parquet is gone; remove"):
+        read(run)
 
 
 def both(key: str, value: Any) -> dict[str, Any]:
@@ -199,19 +245,23 @@ def test_a_cache_of_something_else_is_refused_with_the_difference(
     other = changed(run, {**change, "caches": str(folder)})
     seen = read_pictures(other.data, "train")
     with pytest.raises(ValueError, match=named):
-        cache.cache_folder(other, cache.contents(other, seen, teacher_of(other, seen)))
+        cache_store(other, contents(other, seen, teacher_of(other)))
 
 
 def test_numbers_beyond_float16_are_refused_by_name() -> None:
-    with pytest.raises(ValueError, match=r"teacher's 'block3' reaches 1e\+05"):
-        cache._half("block3", torch.full((2, 3), 1e5))
+    for values in (torch.full((2, 3), 1e5), torch.tensor([[1.0, torch.nan]])):
+        with pytest.raises(ValueError, match=r"teacher's 'block3' reaches (1e\+05|nan)"):
+            half("block3", values)
 
 
-def test_what_an_actor_cannot_do_is_said_in_one_line(run: RunConfig, pictures: Pictures) -> None:
-    teacher = teacher_of(run, pictures)
+@pytest.mark.usefixtures("local_ray")
+def test_what_an_actor_cannot_do_is_said_in_one_line(
+    run: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher = teacher_of(run)
     with torch.no_grad():
         teacher.net.get_submodule("classifier").weight.fill_(1e6)
-    folder = cache.cache_folder(run, cache.contents(run, pictures, teacher))
+    monkeypatch.setattr("tests.pipelines.caches.teacher_of", lambda *_: teacher)
     with pytest.raises(RuntimeError, match=r"^the cache could not be written: .* float16"):
-        cache.write_cache(run, pictures, teacher, folder, quiet)
-    assert not cache.is_complete(folder, 0)
+        write(run)
+    assert not is_complete(store_of(run), columns_for(run), 0)

@@ -22,7 +22,10 @@ from typer.testing import CliRunner, Result
 from kdcore.models import convnet
 from pipelines.cli import app
 
-COMMANDS = ["check", "cache", "train", "sweep", "report", "evaluate", "losses", "ui"]
+COMMANDS = [
+    *("check", "cache", "train", "sweep", "report", "synthesize"),
+    *("evaluate", "losses", "ui"),
+]
 Kd = Callable[..., Result]
 
 
@@ -134,12 +137,31 @@ def test_a_cache_of_another_teacher_is_refused_before_training(
     assert f"run `kd cache RUN.yaml --set caches={folder.parent}`" in result.stderr
     deeper = ("losses.distill.loss=at", "losses.distill.layers={block2: block2}")
     words = [word for change in (f"caches={folder}", *deeper) for word in ("--set", change)]
-    result = kd("train", toy_run, *words)
-    assert result.exit_code == 2
-    assert "layers is ['embedding'], expected ['block2', 'embedding']" in result.stderr
-    assert f"run `kd cache RUN.yaml --set caches={folder.parent}`" in result.stderr
+    assert kd("cache", toy_run, *words).exit_code == 0
+    assert sorted(path.name for path in (folder / "layers").iterdir()) == ["block2", "embedding"]
     trained = {path.name.rpartition("-")[0] for path in (workdir / "runs").iterdir()}
     assert trained == {"toy_teacher"}
+
+
+def test_a_cache_is_told_of_checked_and_cleaned_up(
+    kd: Kd, toy_run: Path, workdir: Path, local_ray: None
+) -> None:
+    assert kd("cache", toy_run, "--verify").exit_code == 2
+    assert kd("cache", toy_run).exit_code == 0
+    (folder,) = (workdir / "caches").iterdir()
+    told = kd("cache", toy_run, "--info")
+    assert told.exit_code == 0
+    assert folder.name in told.stdout
+    assert "1,040" in told.stdout
+    assert kd("cache", toy_run, "--verify").exit_code == 0
+    file = folder / "logits" / "view=0001" / "part-00000.parquet"
+    file.write_bytes(file.read_bytes() + b"more")
+    result = kd("cache", toy_run, "--verify")
+    assert result.exit_code == 1
+    assert f"{file} is gone or has changed" in result.stdout
+    assert "nothing" in kd("cache", toy_run, "--prune").stdout
+    (file.parent / "_SUCCESS").unlink()
+    assert f"removed {file.parent}" in kd("cache", toy_run, "--prune").stdout
 
 
 def test_debug_shows_the_traceback(kd: Kd, toy_run: Path) -> None:

@@ -21,7 +21,8 @@ from pipelines.loading import load
 from pipelines.space import SweepConfig, changed
 from pipelines.strict import validated
 
-SHIPPED = sorted((Path(pipelines.__file__).parent / "configs").glob("*/*.yaml"))
+CONFIGS = Path(pipelines.__file__).parent / "configs"
+SHIPPED = sorted([*CONFIGS.glob("runs/*.yaml"), *CONFIGS.glob("sweeps/*.yaml")])
 
 TOY: dict[str, Any] = {
     "student": {"name": "convnet", "params": {"width": 2}},
@@ -195,8 +196,8 @@ MISTAKES: dict[str, tuple[Mapping[str, Any], str]] = {
     ),
     "unknown key of optimizer": (
         {"optimizer": {"learning_rate": 0.1}},
-        "toy.yaml: optimizer: unknown key 'learning_rate'; known: lr, momentum, name, nesterov, "
-        "schedule, weight_decay",
+        "toy.yaml: optimizer: unknown key 'learning_rate'; known: lr, momentum, multipliers, "
+        "name, nesterov, schedule, weight_decay",
     ),
     "unknown key of schedule": (
         {"optimizer": {"schedule": {"name": "steps", "epoch": [1]}}},
@@ -519,6 +520,9 @@ OTHER_DATA = {
     "data.name": "cifar10",
     "data.root": "elsewhere",
     "data.size": 16,
+    "data.classes": 5,
+    "data.classes_seed": 1,
+    "data.on_bad_image": "skip",
     "data.limit": 100,
     "data.validation": 0.2,
     "data.split_seed": 1,
@@ -563,6 +567,7 @@ OTHER_TEACHER = {
     "teacher.run @ teacher": {"run": TOY},
     "teacher.source": "live",
     "teacher.precision": "bf16",
+    "teacher.logits": "uint8",
     "losses.kd.loss": "ce",
     "losses.kd.weight": 2,
     "losses.kd.params.temperature": 2,
@@ -570,7 +575,7 @@ OTHER_TEACHER = {
     "losses.mid.weight": 2,
     "losses.mid.layers.block1": "layer2",
 }
-NO_MATTER = {"name", "runs", "caches", "data.download"}
+NO_MATTER = {"name", "runs", "caches", "data.download", "data.spool"}
 # what tells several teachers apart says nothing of one
 ONE_TEACHER = {
     "teacher.label": "other",
@@ -579,7 +584,10 @@ ONE_TEACHER = {
     "losses.kd.teacher": "resnet8",
     "losses.mid.teacher": "resnet8",
 }
-SHARED = ("name", "root", "size", "limit", "validation", "split_seed", "mean", "std")
+SHARED = (
+    *("name", "root", "size", "classes", "classes_seed", "on_bad_image", "limit"),
+    *("validation", "split_seed", "mean", "std"),
+)
 # what is called ce is cross-entropy, which hears nobody
 ONE_VALUE = {"losses.ce.loss", "losses.ce.teacher"}
 
@@ -703,14 +711,16 @@ def identity_before_lists(run: RunConfig) -> str:
     content = plain(run)
     for key in ("name", "runs", "caches", "ensemble"):
         del content[key]
-    del content["data"]["download"], content["diagnostics"]["teacher"]
+    del content["data"]["download"], content["data"]["spool"], content["diagnostics"]["teacher"]
+    for key in ("classes", "classes_seed", "on_bad_image"):
+        del content["data"][key]
     content["losses"] = {label: content["losses"][label] for label in run.active}
     for term in content["losses"].values():
         del term["teacher"]
     if not (run.is_taught or run.diagnostics.bounds):
         content["teacher"] = None
     elif run.teacher is not None:
-        del content["teacher"]["label"]
+        del content["teacher"]["label"], content["teacher"]["logits"]
         content["teacher"]["run"] = run.teacher.run and identity_before_lists(run.teacher.run)
     return digest(content)[:12]
 
@@ -875,3 +885,22 @@ def test_a_run_survives_yaml(changes: dict[str, Any]) -> None:
     again = RunConfig.model_validate(yaml.safe_load(text))
     assert again == run
     assert again.identity == run.identity
+
+
+def test_how_many_logits_are_kept_is_part_of_the_identity_and_that_they_must_be_is_not() -> None:
+    def keeping(logits: Any) -> str:
+        return changed(run_of(**TAUGHT), {"teacher.logits": logits}).identity
+
+    assert len({keeping(one) for one in ("float16", "uint8", {"top": 3}, {"top": 4})}) == 4
+    assert keeping({"top": 3}) == keeping({"top": 3, "force": True})
+
+
+def test_a_live_teacher_keeps_no_logits() -> None:
+    with pytest.raises(ValueError, match=r"teacher: logits: how a cache keeps them.*is live"):
+        changed(run_of(**TAUGHT), {"teacher.logits": "uint8", "teacher.source": "live"})
+
+
+@pytest.mark.parametrize("logits", ["float32", {"top": 0}, {"tops": 3}])
+def test_an_unknown_format_of_logits_is_refused(logits: Any) -> None:
+    with pytest.raises(ValueError, match=r"teacher\.logits"):
+        changed(run_of(**TAUGHT), {"teacher.logits": logits})

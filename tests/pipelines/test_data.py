@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from kdcore.types import Batch
 from pipelines.config import RunConfig
 from pipelines.data import Reader, TeacherRows, view_of, whole
+from pipelines.rows import FileRows, RowsWriter
 from pipelines.sources import Pictures
 from pipelines.strict import validated
 from pipelines.views import normalised, view
@@ -208,3 +210,80 @@ def test_a_worker_without_validation_pictures_is_refused() -> None:
     assert len(list(reader_of(14, 15, batch_size=15).validation())) == 1
     with pytest.raises(ValueError, match="15 validation pictures are fewer than 20 workers"):
         reader_of(0, 20, batch_size=20)
+
+
+# --- an epoch that was broken off, and rows that lie in files ----------------------------------
+
+
+def same(one: Batch, other: Batch) -> None:
+    for name in ("image", "label", "index"):
+        exactly(getattr(one, name), getattr(other, name))
+    assert one.epoch == other.epoch
+    assert one.teachers.keys() == other.teachers.keys()
+    for label, said in one.teachers.items():
+        exactly(said.logits, other.teachers[label].logits)
+        assert said.features.keys() == other.teachers[label].features.keys()
+        for layer, feature in said.features.items():
+            exactly(feature, other.teachers[label].features[layer])
+
+
+@pytest.mark.parametrize(("rank", "workers"), [(0, 1), (1, 2)])
+def test_an_epoch_goes_on_from_any_batch(rank: int, workers: int) -> None:
+    reader = reader_of(rank, workers)
+    whole_epoch = list(reader.train(2))
+    for start in range(reader.batches_per_epoch + 1):
+        rest = list(reader.train(2, start=start))
+        assert len(rest) == len(whole_epoch) - start
+        for one, other in zip(rest, whole_epoch[start:], strict=True):
+            same(one, other)
+
+
+def in_files(folder: Path, held: np.ndarray) -> FileRows:
+    writer = RowsWriter(folder, len(held), held.shape[1:], held.dtype)
+    for start in range(0, len(held), 20):
+        rows = np.arange(start, min(start + 20, len(held)))
+        writer.put(rows, held[rows])
+    return writer.close()
+
+
+@pytest.mark.parametrize(("rank", "workers"), [(0, 1), (1, 4)])
+def test_rows_in_files_make_the_same_batches_in_the_same_order(
+    tmp_path: Path, rank: int, workers: int
+) -> None:
+    views = range(VIEWS + 1)
+    streamed = TeacherRows(
+        [in_files(tmp_path / f"logits{view}.npy", TEACHER.logits[view]) for view in views],
+        {
+            "embedding": [
+                in_files(tmp_path / f"embedding{view}.npy", TEACHER.features["embedding"][view])
+                for view in views
+            ]
+        },
+    )
+    pictures = Pictures(in_files(tmp_path / "image.npy", PICTURES.image), PICTURES.label, 5)
+    here = Reader(run_of(), PICTURES, CACHED, rank, workers)
+    there = Reader(run_of(), pictures, {"teacher": streamed}, rank, workers)
+    for epoch in range(4):
+        for one, other in zip(here.train(epoch), there.train(epoch), strict=True):
+            same(one, other)
+    for one, other in zip(here.validation(), there.validation(), strict=True):
+        same(one, other)
+
+
+def test_rows_that_a_file_leaves_out_are_not_numbers(tmp_path: Path) -> None:
+    writer = RowsWriter(tmp_path / "rows.npy", 6, (2,), np.dtype(np.float16))
+    writer.put(np.array([1, 3]), np.ones((2, 2), np.float16))
+    rows = writer.close()
+    expected = np.full((6, 2), np.nan, np.float16)
+    expected[[1, 3]] = 1
+    np.testing.assert_array_equal(rows[np.arange(6)], expected)
+    np.testing.assert_array_equal(np.load(tmp_path / "rows.npy"), expected)  # plain numpy, too
+    with pytest.raises(IndexError, match="has 6 rows, asked for row 6"):
+        rows[np.array([0, 6])]
+
+
+def test_batches_made_together_are_those_made_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    together = list(reader_of().train(0))
+    monkeypatch.setattr("pipelines.data.BYTES_AT_ONCE", 1)
+    for one, other in zip(together, reader_of().train(0), strict=True):
+        same(one, other)

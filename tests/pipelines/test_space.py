@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from copy import deepcopy
 from pathlib import Path
@@ -17,14 +18,14 @@ from kdcore.losses import LOSSES, Logits
 from pipelines import config, space, terms
 from pipelines.config import RunConfig
 from pipelines.loading import load
+from pipelines.ranges import Range
 from pipelines.space import (
     SweepConfig,
     changed,
-    distinct,
-    grid_points,
     neighbours,
     override,
 )
+from pipelines.space import points as points_of
 from pipelines.strict import validated
 
 TOY: dict[str, Any] = {
@@ -271,10 +272,10 @@ def test_a_continuous_range_of_a_whole_number_is_refused() -> None:
 @pytest.mark.parametrize(
     ("values", "named"),
     [
-        ({}, "expected one of grid, choice, uniform, loguniform, randint"),
+        ({}, "expected one of grid, choice, uniform, loguniform, quniform, randint, normal"),
         (
             {"grid": [1], "choice": [1]},
-            "expected one of grid, choice, uniform, loguniform, randint",
+            "expected one of grid, choice, uniform, loguniform, quniform, randint, normal",
         ),
         ({"grid": []}, "grid: expected at least one value"),
         ({"gird": [1]}, "unknown key 'gird'; did you mean 'grid'?"),
@@ -305,7 +306,7 @@ def test_a_grid_refuses_ranges(kind: str) -> None:
         ({"algorithm": "bayes"}, "search.algorithm: input should be 'grid', 'random' or 'optuna'"),
         ({"metrics": "val/top1"}, "search: unknown key 'metrics'; did you mean 'metric'?"),
         ({"num_samples": 0}, "search.num_samples: input should be greater than 0, got 0"),
-        ({"num_samples": 2}, "search.num_samples: a grid runs each point once; add seeds to it"),
+        ({"num_samples": 2}, "search.num_samples: a grid runs each point once; give `seeds`"),
     ],
 )
 def test_a_wrong_search_is_refused(search: dict[str, Any], named: str) -> None:
@@ -340,14 +341,17 @@ VARIANTS: dict[str, Any] = {
 }
 
 
-def varied(space: dict[str, Any], variants: dict[str, Any] = VARIANTS, **search: Any) -> Any:
+def varied(
+    space: dict[str, Any], variants: dict[str, Any] = VARIANTS, *, seeds: int = 1, **search: Any
+) -> Any:
     content = {"base": deepcopy(TOY), "variants": variants, "space": space, "search": search}
+    content["seeds"] = seeds
     return validated(SweepConfig, content, where="sweep")
 
 
 def test_every_variant_meets_every_point_and_all_weights_of_zero_are_one_control() -> None:
     sweep = varied({"losses.it.weight": {"grid": [0, 1]}, "seed": {"grid": [0, 1]}})
-    points = distinct(sweep, grid_points(sweep.whole_space))
+    points = points_of(sweep)
     # of two weights and two seeds: the control, which the weight of 1 undoes, and the others at 0
     labels = [(point["variant"], point["losses.it.weight"]) for point in points]
     assert sorted(set(labels)) == [("control", 0), ("control", 1), ("dkd", 1), ("hot", 1)]
@@ -377,7 +381,11 @@ def test_every_variant_is_among_the_neighbours(algorithm: str) -> None:
         ({"a": {"epochs": 0}}, {}, "variants.a is no run: toy: epochs: input should be greater"),
         ({"a": {"losses.x.loss": "kdd"}}, {}, "variants.a is no run: toy: losses.x"),
         ({"a, b": {}}, {}, "variants: a name has letters, digits and ' _-:/', not 'a, b'"),
-        ({"a": {"workers": 1}}, {}, "variants.a.workers: is the same for all trials"),
+        (
+            {"a": {"workers": 1}},
+            {},
+            "variants.a.workers: name, runs, caches, workers are the same for all trials",
+        ),
         (
             {"a": {}, "b": {"losses.it.loss": "dist"}},
             {"losses.it.params.alpha": {"grid": [1]}},
@@ -390,3 +398,103 @@ def test_a_variant_that_is_no_run_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=re.escape(words)):
         varied(space, variants)
+
+
+def test_a_variant_may_have_ranges_of_its_own() -> None:
+    variants = {
+        "plain": {"losses.it.weight": 0},
+        "kd": {"losses.it.params.temperature": {"grid": [2.0, 8.0]}},
+        "dkd": {"losses.it.loss": "dkd", "losses.it.params.beta": {"grid": [1.0, 4.0, 8.0]}},
+    }
+    sweep = varied({}, variants, seeds=2)
+    found = points_of(sweep)
+    assert len(found) == 2 * (1 + 2 + 3)
+    betas = {run.losses["it"].params.get("beta") for run in map(sweep.run, found)}
+    assert betas == {None, 1.0, 4.0, 8.0}
+    assert {p["losses.it.params.beta"] for p in found if p["variant"] == "dkd"} == {1.0, 4.0, 8.0}
+    assert "losses.it.params.beta" not in next(p for p in found if p["variant"] == "kd")
+
+
+def test_a_range_of_a_variant_is_checked_too() -> None:
+    variants = {"kd": {"losses.it.params.temperature": {"grid": [2.0, "hot"]}}}
+    words = "variants.kd.losses.it.params.temperature: value 'hot' is no run of variant kd"
+    with pytest.raises(ValueError, match=re.escape(words)):
+        varied({}, variants)
+
+
+# --- seeds and random searches ----------------------------------------------------------------
+
+
+def test_seeds_are_counted_from_the_base_s_and_stand_together() -> None:
+    content = {"base": {**deepcopy(TOY), "seed": 5}, "seeds": 3}
+    content["space"] = {"epochs": {"grid": [1, 2]}}
+    found = points_of(validated(SweepConfig, content, where="sweep"))
+    assert [(point["epochs"], point["seed"]) for point in found] == [
+        (epochs, seed) for epochs in (1, 2) for seed in (5, 6, 7)
+    ]
+
+
+def test_seeds_are_given_once() -> None:
+    with pytest.raises(ValueError, match=r"space\.seed: is what `seeds` counts"):
+        varied({"seed": {"grid": [0, 1]}}, {}, seeds=2)
+
+
+RANDOM: dict[str, Any] = {
+    "optimizer.lr": {"loguniform": [0.001, 1.0]},
+    "losses.it.weight": {"normal": [1.0, 0.1]},
+    "losses.it.params.temperature": {"quniform": [1.0, 8.0, 0.5]},
+    "batch_size": {"choice": [16, 32]},
+    "epochs": {"randint": [1, 4]},
+}
+
+
+def test_a_random_search_is_the_same_again_and_each_number_has_its_own_stream() -> None:
+    search = {"algorithm": "random", "num_samples": 20, "seed": 3}
+    drawn = points_of(varied(RANDOM, {}, **search))
+    assert drawn == points_of(varied(RANDOM, {}, **search))
+    less = points_of(varied({"optimizer.lr": RANDOM["optimizer.lr"]}, {}, **search))
+    assert [p["optimizer.lr"] for p in less] == [p["optimizer.lr"] for p in drawn]
+    assert drawn != points_of(varied(RANDOM, {}, **{**search, "seed": 4}))
+    assert len({point["optimizer.lr"] for point in drawn}) == 20
+    for point in drawn:
+        assert 0.001 <= point["optimizer.lr"] <= 1
+        assert 0.7 <= point["losses.it.weight"] <= 1.3
+        assert point["losses.it.params.temperature"] % 0.5 == 0
+        assert point["batch_size"] in (16, 32)
+        assert point["epochs"] in (1, 2, 3)
+
+
+def test_every_random_configuration_has_all_seeds_and_every_point_of_a_grid() -> None:
+    space = {"optimizer.lr": RANDOM["optimizer.lr"], "losses.it.weight": {"grid": [1, 2]}}
+    found = points_of(varied(space, {}, seeds=2, algorithm="random", num_samples=3))
+    assert len(found) == 3 * 2 * 2
+    assert len({point["optimizer.lr"] for point in found}) == 3
+
+
+def test_a_random_search_draws_the_variant_and_only_its_ranges() -> None:
+    beta = {"losses.it.params.beta": {"uniform": [1.0, 8.0]}}
+    variants = {"kd": {}, "dkd": {"losses.it.loss": "dkd", **beta}}
+    found = points_of(varied({}, variants, algorithm="random", num_samples=30))
+    drawn = [point for point in found if point["variant"] == "dkd"]
+    assert 5 < len(drawn) < 25
+    assert all("losses.it.params.beta" in point for point in drawn)
+    assert [p for p in found if p["variant"] == "kd"] == [{"variant": "kd"}]  # one run, drawn often
+
+
+@pytest.mark.parametrize(
+    ("values", "probes"),
+    [
+        ({"quniform": [0.1, 0.9, 0.25]}, [0.25, 0.75]),
+        ({"quniform": [0.0, 1.0, 0.1]}, [0.0, 1.0]),
+        ({"normal": [1.0, 0.5]}, [-0.5, 1.0, 2.5]),
+        ({"randint": [1, 5]}, [1, 4]),
+        ({"uniform": [0.0, math.pi]}, [0.0, 1.0, math.pi]),
+    ],
+)
+def test_a_range_is_probed_at_its_ends(values: dict[str, Any], probes: list[float]) -> None:
+    assert Range.model_validate(values).probes == pytest.approx(probes)
+
+
+def test_a_quniform_without_a_multiple_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"no multiple of 1 in \[0\.2, 0\.8\]"):
+        Range.model_validate({"quniform": [0.2, 0.8, 1.0]})

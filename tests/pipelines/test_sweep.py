@@ -12,7 +12,7 @@ from pipelines import sweep as sweeps
 from pipelines.config import RunConfig
 from pipelines.loading import load
 from pipelines.report import Trial, best_trial, ranked
-from pipelines.space import Range, SweepConfig, changed, distinct, grid_points
+from pipelines.space import SweepConfig, changed, points
 from pipelines.sweep import Outcome, best_run, shared_inputs, sweep
 from pipelines.tracking import Tracker
 
@@ -186,10 +186,9 @@ def test_the_grid_is_every_combination_and_weight_zero_is_one_control(
     toy_run: Path, workdir: Path
 ) -> None:
     config = swept(workdir, toy_run, space=GRID)
-    points = grid_points(config.space)
-    assert len(points) == 12
-    assert len({tuple(sorted(point.items())) for point in points}) == 12
-    assert len(distinct(config, points)) == 8
+    assert math.prod(len(values.given) for values in config.space.values()) == 12
+    found = points(config)
+    assert len({tuple(sorted(point.items())) for point in found}) == len(found) == 8
 
 
 def trial(run: RunConfig, value: float, **changes: object) -> Trial:
@@ -227,8 +226,10 @@ def test_a_row_is_called_by_its_variant_and_only_a_plain_student_is_a_control(
     branches = {"student.branches": {"stages": ["block3"], "count": 2}}
     variants = {"alone": alone, "wide": {**alone, **branches}, "taught": {}}
     config = swept(workdir, toy_run, variants=variants, space={"seed": {"grid": [1, 2]}})
-    points = grid_points(config.whole_space)
-    trials = [Trial(config.run(point), point, {"val/top1": 0.5}, is_whole=True) for point in points]
+    trials = [
+        Trial(config.run(point), point, {"val/top1": 0.5}, is_whole=True)
+        for point in points(config)
+    ]
     rows = ranked(trials, metric="val/top1", mode="max")
     assert sorted((row.label, row.is_control, len(row.values)) for row in rows) == [
         ("no distillation (control)", True, 2),
@@ -236,13 +237,6 @@ def test_a_row_is_called_by_its_variant_and_only_a_plain_student_is_a_control(
         ("wide", False, 2),
     ]
     assert {row.setting for row in rows} == {""}
-
-
-def test_a_range_names_its_end_points() -> None:
-    assert Range(randint=(1, 5)).probes == [1, 4]
-    low, between, high = Range(uniform=(0.0, 1.0)).probes
-    assert (low, high) == (0.0, 1.0)
-    assert low < between < high
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ from pipelines.page import write_report
 from pipelines.ranking import read_ranking
 from pipelines.report import Trial
 from pipelines.sources import read_pictures
-from pipelines.space import SweepConfig, grid_points
+from pipelines.space import SweepConfig, points
 from pipelines.sweep import best_run, sweep
 from pipelines.tracking import Tracker
 from pipelines.train import Inputs, train_here
@@ -32,7 +32,7 @@ def watch(stage: str, done: int, total: int, note: str) -> None:
 def run_flat(config: SweepConfig, inputs: Mapping[str, Inputs], **tracked: object) -> list[Trial]:
     """The trials one after the other in this process, where Ray is not what is tested."""
     trials = []
-    for point in grid_points(config.whole_space):
+    for point in points(config):
         run = config.run(point)
         done = train_here(run, inputs[inputs_key(run)], lambda metrics: None)
         trials.append(Trial(run, point, done.best, is_whole=True))

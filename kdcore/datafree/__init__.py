@@ -1,0 +1,1 @@
+"""Distillation without data: pictures invented from what a teacher knows."""

@@ -1,0 +1,115 @@
+"""Invented pictures as batches: those of the online methods, while their student learns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any, final
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from kdcore.datafree.draws import rows_of_worker
+from kdcore.datafree.memory import Pool
+from kdcore.datafree.plans import Alternation, EveryEpoch, Offline
+from kdcore.datafree.synthesis import Round, Synthesizer
+from kdcore.teachers import teacher_outputs
+from kdcore.types import Batch
+
+
+@final
+class SyntheticBatches:
+    """The batches of an online method, each with what the teacher says of its very pictures.
+
+    ``epoch(number)`` invents between batches, against the student as it then is: train on each
+    batch before asking for the next. The label is the teacher's choice, the row number that of the
+    pool, or of the batch for pictures that are seen once. ``rounds`` are what the last epoch made.
+
+    State is taken and loaded between epochs. Raises ValueError for a method whose pictures are made
+    before any student (``transfer_set``).
+    """
+
+    def __init__(self, synthesizer: Synthesizer, *, label: str = "teacher") -> None:
+        schedule = synthesizer.method.schedule
+        if isinstance(schedule, Offline):
+            raise ValueError(
+                "this method makes a transfer set before any student: transfer_set() writes it"
+            )
+        self.synthesizer, self.label, self.schedule = synthesizer, label, schedule
+        method, like = synthesizer.method, synthesizer.like
+        self.pool = Pool(synthesizer.shape, limit=method.pool_limit, device=like.device)
+        self.rounds: list[Round] = []
+
+    @property
+    def batches_per_epoch(self) -> int:
+        rounds = self.schedule.rounds if isinstance(self.schedule, Alternation) else 1
+        return rounds * self.schedule.student_steps
+
+    def epoch(self, number: int) -> Iterator[Batch]:
+        """The epoch's batches, of this worker's share of rows each."""
+        self.rounds = []
+        while self.synthesizer.rounds < self.schedule.warmup:
+            self._invent()
+        if isinstance(self.schedule, EveryEpoch):
+            batches = self._from_pool(self.schedule)
+        else:
+            batches = self._alternating(self.schedule)
+        for step, batch in enumerate(batches):
+            yield replace(batch, epoch=number + step / self.batches_per_epoch)
+
+    def _invent(self) -> Round:
+        made = self.synthesizer.round()
+        self.rounds.append(made)
+        if isinstance(self.schedule, EveryEpoch) or self.schedule.replay:
+            self.pool.add(self.synthesizer.normalisation.stored(made.image))
+        return made
+
+    def _from_pool(self, schedule: EveryEpoch) -> Iterator[Batch]:
+        self._invent()
+        for _ in range(schedule.student_steps):
+            yield self._pooled(schedule.student_batch_size)
+
+    def _alternating(self, schedule: Alternation) -> Iterator[Batch]:
+        for _ in range(schedule.rounds):
+            made = self._invent()
+            shared: Batch | None = None
+            for step in range(schedule.student_steps):
+                if schedule.replay and step % 2:
+                    yield self._pooled(schedule.batch_size)
+                    continue
+                if schedule.student_sees == "fresh":
+                    yield self._batch(self.synthesizer.sample())
+                    continue
+                shared = shared or self._batch(self._again(schedule, made))
+                yield shared
+
+    def _again(self, schedule: Alternation, made: Round) -> Tensor:
+        if schedule.student_sees == "same_pictures":
+            return made.image
+        return self.synthesizer.again()
+
+    def _pooled(self, count: int) -> Batch:
+        method, draw = self.synthesizer.method, self.synthesizer.draw()
+        draw = replace(draw, row=rows_of_worker(count, draw.row.device))
+        rows = self.pool.draw(draw)
+        image = self.pool.pictures(
+            rows, self.synthesizer.normalisation, self.synthesizer.like.dtype
+        )
+        return self._batch(method.student_view(image, draw), rows)
+
+    def _batch(
+        self, image: Float[Tensor, "b c h w"], index: Int[Tensor, " b"] | None = None
+    ) -> Batch:
+        said = teacher_outputs(self.synthesizer.teacher, image)
+        if index is None:
+            index = rows_of_worker(self.schedule.batch_size, image.device)
+        label = said.logits.argmax(dim=1)
+        return Batch(image, label, index, teacher=said, teachers={self.label: said})
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the next epoch depends on, but for the student."""
+        return {"synthesizer": self.synthesizer.state_dict(), "pool": self.pool.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.synthesizer.load_state_dict(state["synthesizer"])
+        self.pool.load_state_dict(state["pool"])

@@ -1,0 +1,93 @@
+"""Transfer sets: the pictures of the offline methods, a function of the seed and of the shard."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+
+from kdcore.datafree.images import Normalisation
+from kdcore.datafree.observation import Observation, observe
+from kdcore.datafree.plans import Method, Offline
+from kdcore.datafree.predictions import class_shares
+from kdcore.datafree.statistics import statistics_distance
+from kdcore.datafree.synthesis import Round, Synthesizer
+from kdcore.datafree.targets import Records
+from kdcore.philox import WORD
+from kdcore.taps import Tapped
+
+
+@dataclass(frozen=True)
+class TransferSet:
+    """Invented pictures as a dataset keeps them, and what the teacher says of these 8 bits."""
+
+    image: UInt8[Tensor, "n c h w"]
+    label: Int[Tensor, " n"]  # the class that was aimed at, else the teacher's choice
+    logits: Float[Tensor, "n k"]
+    # of the last round its losses; of all, the classes' shares and the distance of the statistics
+    metrics: Mapping[str, float]
+
+
+def shard_seed(seed: int, shard: int) -> int:
+    """The seed of one shard: no two shards of two seeds share it.
+
+    Raises ValueError beyond 32 bits.
+    """
+    if not (0 <= seed <= WORD and 0 <= shard <= WORD):
+        raise ValueError(f"seed and shard are numbers of 32 bits, got {seed} and {shard}")
+    return seed | shard << 32
+
+
+def transfer_set(
+    teacher: Tapped,
+    method: Method,
+    *,
+    shape: Sequence[int],
+    normalisation: Normalisation,
+    count: int,
+    seed: int,
+    shard: int = 0,
+    records: Records | None = None,
+) -> TransferSet:
+    """``count`` pictures of one shard, byte for byte the same wherever it is made on one thread.
+
+    Raises ValueError for a method that needs a student while it makes pictures.
+    """
+    if not isinstance(method.schedule, Offline):
+        raise ValueError(
+            "this method makes pictures while its student learns: SyntheticBatches trains on them"
+        )
+    synthesizer = Synthesizer(
+        teacher,
+        method,
+        shape=shape,
+        normalisation=normalisation,
+        records=records,
+        seed=shard_seed(seed, shard),
+    )
+    rounds = [synthesizer.round() for _ in range(-(-count // method.schedule.batch_size))]
+    image = normalisation.stored(torch.cat([made.image for made in rounds]))[:count]
+    seen = normalisation.loaded(image, synthesizer.like.dtype)
+    said = _said(teacher, seen)
+    logits = said.outputs.logits
+    aimed = torch.cat([made.label for made in rounds])[:count]
+    label = logits.argmax(dim=1) if method.targets is None else aimed
+    return TransferSet(image, label, logits, _metrics(rounds[-1], said))
+
+
+@torch.no_grad()
+def _said(teacher: Tapped, image: Float[Tensor, "n c h w"]) -> Observation:
+    return observe(teacher, image)
+
+
+def _metrics(last: Round, said: Observation) -> dict[str, float]:
+    ends = {"loss_first": last.losses[0], "loss_last": last.losses[-1]} if last.losses else {}
+    parts = {f"part/{name}": value for name, value in last.parts.items()}
+    shares = enumerate(class_shares(said.outputs.logits).tolist())
+    metrics = {**ends, **parts, **{f"share/{k}": share for k, share in shares}}
+    if said.inputs:
+        metrics["statistics"] = float(statistics_distance(said.moments, said.running))
+    return metrics

@@ -1,0 +1,1 @@
+"""Distillation of deep directed graphical models: one loss for every model that can be sampled."""

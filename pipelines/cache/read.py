@@ -1,0 +1,93 @@
+"""A complete cache as rows: in memory, or in flat files where they do not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from filelock import FileLock
+
+from pipelines.cache.columns import SAMPLE, Column, LayerColumn, part_arrays
+from pipelines.cache.manifest import DONE, marker, view_folder
+from pipelines.cache.storage import Store
+from pipelines.data import TeacherRows
+from pipelines.rows import Rows, RowsWriter, blank, open_rows
+from pipelines.sources import Pictures
+
+
+def read_cache(
+    store: Store, columns: Sequence[Column], pictures: Pictures, *, views: int, spool: Path | None
+) -> TeacherRows:
+    """Views 0 to ``views`` of a complete cache, addressed by row number.
+
+    Rows that a view does not hold (the validation split, in an augmented view) are NaN. With
+    ``spool`` they are unpacked into flat files there, once, and read from them row by row.
+
+    Raises ValueError where a file that a marker lists is gone or has other rows.
+    """
+    held: dict[Column, tuple[Rows, ...]] = {}
+    for column in columns:
+        parts = [
+            _parts(store, column, view, len(pictures.label), spool) for view in range(views + 1)
+        ]
+        held[column] = tuple(column.rows(named, pictures) for named in parts)
+    layers = [column for column in columns if isinstance(column, LayerColumn)]
+    (logits,) = set(columns) - set(layers)
+    return TeacherRows(held[logits], {column.layer: held[column] for column in layers})
+
+
+def _parts(
+    store: Store, column: Column, view: int, count: int, spool: Path | None
+) -> dict[str, Rows]:
+    """What stands in the Parquet columns of a view, each as rows by number."""
+    if spool is None:
+        return _in_memory(_tables(store, column, view), count)
+    folder = spool / store.name / column.folder / view_folder(view)
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".lock"):
+        if not (folder / DONE).exists():
+            _unpack(_tables(store, column, view), count, folder)
+            (folder / DONE).touch()
+    return {path.stem: open_rows(path) for path in sorted(folder.glob("*.npy"))}
+
+
+def _tables(store: Store, column: Column, view: int) -> Iterator[pa.Table]:
+    """Every file that the view's marker lists, with all of its rows."""
+    folder = store / column.folder / view_folder(view)
+    for name, listed in (marker(store, column.folder, view) or {}).items():
+        if not folder.has(name):
+            raise ValueError(f"cache file {folder / name} is gone; remove {folder} and cache again")
+        table = pq.read_table(pa.BufferReader(folder.read(name)))
+        if table.num_rows != listed["rows"]:
+            raise ValueError(
+                f"cache file {folder / name} has {table.num_rows} rows instead of "
+                f"{listed['rows']}; remove {folder} and cache again"
+            )
+        yield table
+
+
+def _in_memory(tables: Iterable[pa.Table], count: int) -> dict[str, Rows]:
+    held: dict[str, np.ndarray] = {}
+    for table in tables:
+        rows = table[SAMPLE].to_numpy()
+        for name, values in part_arrays(table).items():
+            if name not in held:
+                held[name] = blank((count, *values.shape[1:]), values.dtype)
+            held[name][rows] = values
+    return {**held}
+
+
+def _unpack(tables: Iterable[pa.Table], count: int, folder: Path) -> None:
+    writers: dict[str, RowsWriter] = {}
+    for table in tables:
+        rows = table[SAMPLE].to_numpy()
+        for name, values in part_arrays(table).items():
+            if name not in writers:
+                path = folder / f"{name}.npy"
+                writers[name] = RowsWriter(path, count, values.shape[1:], values.dtype)
+            writers[name].put(rows, values)
+    for writer in writers.values():
+        writer.close()

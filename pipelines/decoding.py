@@ -1,0 +1,105 @@
+"""Encoded pictures to one array of pixels, in memory or in a file."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pipelines.config import DataConfig
+from pipelines.rows import FileRows, RowsWriter
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One part of a dataset as it is stored: where each picture is, how to get it, its label."""
+
+    places: Sequence[str]
+    contents: Sequence[Callable[[], bytes | None]]
+    label: np.ndarray
+
+    @property
+    def num_classes(self) -> int:
+        return int(self.label.max()) + 1
+
+    def only(self, classes: np.ndarray) -> Encoded:
+        """The pictures of some classes, which get the numbers of their places in the list."""
+        rows = np.flatnonzero(np.isin(self.label, classes))
+        places, contents = ([held[row] for row in rows] for held in (self.places, self.contents))
+        return Encoded(places, contents, np.searchsorted(classes, self.label[rows]))
+
+
+def stacked(
+    encoded: Encoded, data: DataConfig, file: Path | None
+) -> tuple[np.ndarray | FileRows, np.ndarray, tuple[str, ...]]:
+    """Pixels, labels and what was skipped because it does not decode.
+
+    In ``file``, if one is given, a picture at a time: then memory does not grow with their number.
+    """
+    if encoded.label.min() < 0:
+        raise ValueError(f"labels must be 0, 1, 2, ...; found {encoded.label.min()}")
+    kept: list[int] = []
+    skipped: list[str] = []
+
+    def decoded() -> Iterator[tuple[str, np.ndarray]]:
+        for row, (place, content) in enumerate(zip(encoded.places, encoded.contents, strict=True)):
+            try:
+                picture = decode(place, content())
+            except ValueError as error:
+                if data.on_bad_image == "fail":
+                    raise
+                skipped.append(str(error))
+                continue
+            kept.append(row)
+            yield place, picture
+
+    pictures = same_shape(decoded(), data)
+    image = np.stack(list(pictures)) if file is None else _filed(pictures, len(encoded.label), file)
+    return image, encoded.label[kept].astype(np.int64), tuple(skipped)
+
+
+def _filed(pictures: Iterator[np.ndarray], most: int, file: Path) -> FileRows:
+    first = next(pictures)
+    writer = RowsWriter(file, most, first.shape, first.dtype)
+    writer.put(np.array([0]), first[None])
+    for row, picture in enumerate(pictures, start=1):
+        writer.put(np.array([row]), picture[None])
+    return writer.close()
+
+
+def decode(place: str, content: bytes | None) -> np.ndarray:
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(content or b"")) as picture:
+            grey = picture.mode in ("1", "L", "I;16")
+            return np.asarray(picture.convert("L" if grey else "RGB"))
+    except (OSError, SyntaxError, ValueError) as error:
+        raise ValueError(f"{place}: a picture that cannot be decoded ({error})") from None
+
+
+def same_shape(decoded: Iterable[tuple[str, np.ndarray]], data: DataConfig) -> Iterator[np.ndarray]:
+    shape = None
+    for place, picture in decoded:
+        pixels = pixels_of(picture, data)
+        shape = shape or pixels.shape
+        if pixels.shape != shape:
+            channels = pixels.shape[0] != shape[0]
+            advice = "convert all to grey or all to colour" if channels else "give data.size"
+            raise ValueError(
+                f"{place} is (C, H, W) = {pixels.shape}, the first picture is {shape}; {advice}"
+            )
+        yield pixels
+
+
+def pixels_of(picture: np.ndarray, data: DataConfig) -> np.ndarray:
+    """(H, W) or (H, W, C) to (C, H, W), resized if the run says so."""
+    from PIL import Image
+
+    if data.size is not None and picture.shape[:2] != (data.size, data.size):
+        resized = Image.fromarray(picture).resize((data.size, data.size), Image.Resampling.BILINEAR)
+        picture = np.asarray(resized)
+    return np.ascontiguousarray(np.atleast_3d(picture).transpose(2, 0, 1))

@@ -1,0 +1,116 @@
+"""Who proposes the next configuration of a sweep, and learns from the mean over its seeds."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import optuna
+from ray.tune.search import Searcher
+
+from pipelines.ranges import LISTED, Range
+from pipelines.space import VARIANT, SweepConfig
+
+Point = dict[str, Any]
+# told Optuna's name for every new configuration before it is run
+Record = Callable[[Mapping[str, Any]], None]
+
+
+class ProposeByOptuna(Searcher):
+    """Optuna's tree-structured Parzen estimator over a space in which variants have own ranges.
+
+    A proposal is run with every seed of the sweep, and Optuna is told their mean; a configuration
+    that was stopped early counts with what it had reached, one that failed as failed. ``told`` are
+    the configurations of an earlier call of the same sweep, which are run again first: finished
+    runs are found finished.
+
+    A normal number is proposed evenly within three standard deviations of its mean.
+
+    Source: Akiba and others 2019 (Optuna), arXiv:1907.10902; Bergstra and others 2011 (TPE).
+    """
+
+    def __init__(
+        self, config: SweepConfig, *, told: Sequence[Mapping[str, Any]], record: Record
+    ) -> None:
+        search = config.search
+        super().__init__(metric=search.metric, mode=search.mode)
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        self._study = optuna.create_study(
+            direction="maximize" if search.mode == "max" else "minimize",
+            sampler=optuna.samplers.TPESampler(seed=search.seed, constant_liar=True),
+        )
+        self._config, self._record = config, record
+        self._told = list(told)
+        self._known = len(self._told)
+        self._waiting: list[tuple[optuna.Trial, Point]] = []  # seeds of the last proposal
+        self._seeds: dict[str, optuna.Trial] = {}
+        self._values: dict[int, list[float]] = {}  # by the number of Optuna's trial
+        self._proposed = 0
+
+    def set_search_properties(
+        self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any
+    ) -> bool:
+        return True
+
+    def suggest(self, trial_id: str) -> Point | None:
+        if not self._waiting:
+            if self._proposed == self._config.search.num_samples:
+                return Searcher.FINISHED  # type: ignore[no-any-return]
+            self._waiting = self._proposal()
+        self._seeds[trial_id], point = self._waiting.pop(0)
+        return {"point": point}
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        trial = self._seeds.pop(trial_id)
+        value = math.nan if error or not result else float(result.get(self.metric, math.nan))
+        values = self._values.setdefault(trial.number, [])
+        values.append(value)
+        if len(values) < self._config.seeds:
+            return
+        if any(map(math.isnan, values)):
+            self._study.tell(trial, state=optuna.trial.TrialState.FAIL)
+        else:
+            self._study.tell(trial, statistics.fmean(values))
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: what Tune keeps is thrown away, the sweep records its configurations itself."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing, as nothing is saved."""
+
+    def _proposal(self) -> list[tuple[optuna.Trial, Point]]:
+        if self._told:
+            self._study.enqueue_trial(dict(self._told.pop(0)))
+        trial = self._study.ask()
+        point = self._point(trial)
+        self._proposed += 1
+        if self._proposed > self._known:
+            self._record(trial.params)
+        return [(trial, seeded) for seeded in self._config.with_seeds(point)]
+
+    def _point(self, trial: optuna.Trial) -> Point:
+        point: Point = {}
+        if self._config.variants:
+            point[VARIANT] = trial.suggest_categorical(VARIANT, list(self._config.variants))
+        for path, values in self._config.ranges_of(point.get(VARIANT)).items():
+            # a variant's own range may be another than that of the same path elsewhere
+            name = path if path in self._config.space else f"{point[VARIANT]}: {path}"
+            point[path] = _suggested(trial, name, values)
+        return point
+
+
+def _suggested(trial: optuna.Trial, name: str, values: Range) -> Any:
+    if values.kind in LISTED:
+        # by its place: Optuna stores numbers and words only, and a value may be a mapping
+        return values.given[trial.suggest_categorical(name, list(range(len(values.given))))]
+    if values.kind == "randint":
+        return trial.suggest_int(name, values.given[0], values.given[1] - 1)
+    if values.kind == "quniform":
+        low, high = values.multiples[0], values.multiples[-1]
+        return trial.suggest_float(name, low, high, step=values.given[2])
+    low, high = values.probes[0], values.probes[-1]
+    return trial.suggest_float(name, low, high, log=values.kind == "loguniform")

@@ -1,0 +1,256 @@
+"""Transfer sets: pictures that a teacher's weights imply, made in a pool of actors, as Parquet."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+import torch
+from PIL import Image
+from ray.util import ActorPool
+
+from kdcore.datafree.images import Normalisation
+from kdcore.datafree.targets import Records, measure_records
+from kdcore.datafree.transfer import TransferSet, transfer_set
+from kdcore.taps import Tapped
+from kdcore.types import Batch
+from pipelines.build import build_teacher
+from pipelines.cluster import worker_resources, workers_at_once
+from pipelines.models import weights_digest
+from pipelines.sources import Pictures, read_pictures
+from pipelines.transfer import TransferConfig
+from pipelines.views import normalised
+
+SCHEMA_VERSION = 1
+MANIFEST, DONE, SAMPLES = "manifest.json", "_SUCCESS", "samples"
+SAMPLE_SIDE = 8  # pictures in a row and in a column of a sample
+ROWS_OF_RECORDS = 256
+
+Metrics = dict[str, float]
+# told of every shard that is done: its number, how many are, of how many, what it measured
+Watch = Callable[[int, int, int, Metrics], None]
+
+
+@dataclass(frozen=True)
+class _Shard:
+    """One Parquet file: its number decides its pictures, the seed beside it."""
+
+    number: int
+    count: int
+
+    def path(self, folder: Path) -> Path:
+        # the name of a training part: the folder is the root of a dataset `parquet`
+        return folder / f"train-{self.number:05d}.parquet"
+
+
+def teacher_of(config: TransferConfig, weights: Path) -> Tapped:
+    """The frozen teacher of a transfer set, which needs no picture to be built."""
+    blank = np.zeros((1, *config.shape), np.uint8)
+    pictures = Pictures(blank, np.zeros(1, np.int64), config.num_classes)
+    layers = sorted({one.layer for one in config.plan.priors.values()} - {"logits", "embedding"})
+    return build_teacher(config.teacher, pictures, layers, weights=weights)
+
+
+def provenance(config: TransferConfig, teacher: Tapped) -> dict[str, Any]:
+    """The manifest: where the pictures come from, and every value that decides a byte of them."""
+    return {
+        "schema": SCHEMA_VERSION,
+        "digest": config.identity,
+        "teacher_digest": weights_digest(teacher.net),
+        **config.identity_content,
+    }
+
+
+def sample_of(folder: Path, shard: int) -> Path:
+    """Where some pictures of a shard are drawn, if they are."""
+    return folder / SAMPLES / f"{shard:05d}.png"
+
+
+def is_made(folder: Path) -> bool:
+    """Whether every file is there with the final marker."""
+    return (folder / DONE).exists()
+
+
+def write_transfer_set(config: TransferConfig, teacher: Tapped, watch: Watch) -> Path:
+    """Write what is missing of a transfer set; shards that stand are not made again.
+
+    The bytes do not depend on how many actors there are, nor on which of them made a shard.
+    Returns the folder, which is the root of a dataset ``parquet``.
+
+    Raises ValueError for a folder of other pictures and for more actors than there are cores,
+    RuntimeError for what an actor cannot do.
+    """
+    folder = config.folder
+    (folder / SAMPLES).mkdir(parents=True, exist_ok=True)
+    origin = provenance(config, teacher)
+    _check_manifest(folder / MANIFEST, origin)
+    shards = list(_shards(config))
+    waiting = [shard for shard in shards if not shard.path(folder).exists()]
+    done = len(shards) - len(waiting)
+    for number, metrics in _made(waiting, config, teacher, origin):
+        done += 1
+        watch(number, done, len(shards), metrics)
+    _mark(folder, shards)
+    return folder
+
+
+def _check_manifest(path: Path, content: dict[str, Any]) -> None:
+    content = json.loads(json.dumps(content))  # as it will be read: lists for tuples
+    if path.exists():
+        held = json.loads(path.read_text())
+        differing = [key for key in content if held.get(key) != content[key]]
+        if differing:
+            raise ValueError(
+                f"{path} is of other pictures ({', '.join(differing)} differ); remove its folder "
+                "or choose another `transfer_sets`"
+            )
+    _put(path, (json.dumps(content, indent=1) + "\n").encode())
+
+
+def _shards(config: TransferConfig) -> Iterator[_Shard]:
+    for number, start in enumerate(range(0, config.count, config.shard_size)):
+        yield _Shard(number, min(config.shard_size, config.count - start))
+
+
+def _made(
+    shards: list[_Shard], config: TransferConfig, teacher: Tapped, origin: dict[str, Any]
+) -> Iterator[tuple[int, Metrics]]:
+    """Make the shards in a pool of actors, yielding what each measured as it is done."""
+    if not shards:
+        return
+    most = workers_at_once()
+    size = min(len(shards), config.actors or most)
+    resources = worker_resources()
+    if size > ray.cluster_resources().get("CPU", 1):
+        raise ValueError(f"actors: {size} is more than this cluster runs; leave it out for {most}")
+    actor = ray.remote(
+        num_cpus=resources["CPU"],
+        num_gpus=resources.get("GPU", 0),
+        max_restarts=2,
+        max_task_retries=2,  # a shard that is made again is the same
+    )(_Inventor)
+    records = None if config.records is None else _records(config, teacher)
+    shared = ray.put(_Inputs(config, teacher.cpu(), records, json.dumps(origin, sort_keys=True)))
+    actors = [actor.remote(shared, config.folder.absolute()) for _ in range(size)]
+    try:
+        pool = ActorPool(actors)
+        yield from pool.map_unordered(lambda one, shard: one.make.remote(shard), shards)
+    except ray.exceptions.RayTaskError as error:
+        raise RuntimeError(f"the transfer set could not be made: {error.cause}") from error
+    finally:  # also of one that is broken off, or they would go on making shards
+        for one in actors:
+            ray.kill(one)
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """What all shards have in common."""
+
+    config: TransferConfig
+    teacher: Tapped
+    records: Records | None
+    origin: str  # the manifest; an actor need not find the files that it names
+
+
+class _Inventor:
+    """A teacher in an actor: takes shards to make, returns their numbers and metrics."""
+
+    def __init__(self, inputs: _Inputs, folder: Path) -> None:
+        torch.set_num_threads(1)  # sums in one order, whatever the machine
+        self.inputs, self.folder = inputs, folder
+
+    def make(self, shard: _Shard) -> tuple[int, Metrics]:
+        config = self.inputs.config
+        made = transfer_set(
+            self.inputs.teacher,
+            config.plan,
+            shape=config.shape,
+            normalisation=Normalisation(config.mean, config.std),
+            count=shard.count,
+            seed=config.seed,
+            shard=shard.number,
+            records=self.inputs.records,
+        )
+        if shard.number % config.samples_every == 0:
+            _put(sample_of(self.folder, shard.number), _png(_grid(made.image.numpy())))
+        _put(shard.path(self.folder), self._file(made, shard))
+        return shard.number, dict(made.metrics)
+
+    def _file(self, made: TransferSet, shard: _Shard) -> bytes:
+        rows = len(made.label)
+        image = [{"bytes": _png(one), "path": None} for one in made.image.numpy()]
+        logits = pa.FixedShapeTensorArray.from_numpy_ndarray(made.logits.numpy())
+        columns = {
+            "image": pa.array(image, pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
+            "label": pa.array(made.label.numpy(), pa.int64()),
+            "logits": logits,
+            "shard": pa.array(np.full(rows, shard.number), pa.int32()),
+            "index": pa.array(np.arange(rows), pa.int32()),
+        }
+        table = pa.table(columns).replace_schema_metadata({"kd": self.inputs.origin})
+        written = io.BytesIO()
+        pq.write_table(table, written, compression="zstd", row_group_size=1024)
+        return written.getvalue()
+
+
+def _records(config: TransferConfig, teacher: Tapped) -> Records:
+    assert config.records is not None
+    pictures = read_pictures(config.records, "train")
+
+    def batches() -> Iterator[Batch]:
+        for start in range(0, len(pictures.label), ROWS_OF_RECORDS):
+            rows = slice(start, start + ROWS_OF_RECORDS)
+            image = torch.from_numpy(pictures.image[rows])
+            label = torch.from_numpy(pictures.label[rows])
+            yield Batch(normalised(image, mean=config.mean, std=config.std), label, label)
+
+    return measure_records(teacher, batches(), config.num_classes)
+
+
+def _mark(folder: Path, shards: list[_Shard]) -> None:
+    """The final marker, with the checksum of every file, once every row is there."""
+    listed = {}
+    for shard in shards:
+        path = shard.path(folder)
+        count = pq.read_metadata(path).num_rows
+        if count != shard.count:
+            raise ValueError(
+                f"{path} holds {count} rows instead of {shard.count}; remove it and run "
+                "`kd synthesize` again"
+            )
+        listed[path.name] = {"rows": count, "sha256": sha256(path.read_bytes()).hexdigest()}
+    _put(folder / DONE, (json.dumps(listed, indent=1) + "\n").encode())
+
+
+def _grid(image: np.ndarray) -> np.ndarray:
+    """The first pictures (N, C, H, W) in rows beside and below each other: (C, rows, columns)."""
+    side = min(SAMPLE_SIDE, int(len(image) ** 0.5))
+    shown = image[: side * side].reshape(side, side, *image.shape[1:])
+    rows = [np.concatenate(list(row), axis=2) for row in shown]
+    return np.concatenate(rows, axis=1)
+
+
+def _png(picture: np.ndarray) -> bytes:
+    written = io.BytesIO()
+    channels_last = picture.transpose(1, 2, 0)
+    Image.fromarray(channels_last[:, :, 0] if len(picture) == 1 else channels_last).save(
+        written, "PNG"
+    )
+    return written.getvalue()
+
+
+def _put(path: Path, content: bytes) -> None:
+    """A whole file or none: a reader sees no part of it."""
+    arriving = path.with_name(f".{path.name}.{os.getpid()}")
+    arriving.write_bytes(content)
+    arriving.replace(path)

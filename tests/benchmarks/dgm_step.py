@@ -1,0 +1,160 @@
+"""CPU time of one step of distilling a graphical model, beside its three unavoidable passes.
+
+Usage: OMP_NUM_THREADS=1 python tests/benchmarks/dgm_step.py [ROUNDS]. One thread, float32.
+`DGMDistiller`'s forward and backward beside the teacher's forward, the student's forward and the
+student's backward on their own: each a run that draws its variables, the backward from ones at all
+parameters of the conditionals. The VRNN of 100 steps also beside the same loss by a bare eager loop
+over the same cells, which knows no distribution. Every round runs all; the median over rounds of
+the ratio within a round is printed.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from statistics import median
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kdcore.dgm.distiller import DGMDistiller
+from kdcore.dgm.families import parameters_of
+from kdcore.dgm.models.helmholtz import helmholtz_generator
+from kdcore.dgm.models.ladder import SIZES, Ladder, LadderGenerator
+from kdcore.dgm.models.vrnn import VRNNGenerator
+from kdcore.dgm.objective import PUBLISHED, Objective
+from kdcore.dgm.trace import Trace
+
+ASKED_STEP, ASKED_LOOP = 1.15, 1.3
+STEPS = 100
+# name: teacher, student, objective, rows; published sizes but for the length of the strokes
+FAMILIES = {
+    "ladder VAE, 32 px, 128 to 16": (
+        LadderGenerator(Ladder(128, 32, SIZES[32])),
+        LadderGenerator(Ladder(16, 32, SIZES[32])),
+        PUBLISHED["ladder_vae"],
+        16,
+    ),
+    "VRNN, 100 steps, 512 to 128": (
+        VRNNGenerator(length=STEPS, hidden=512, state=1200),
+        VRNNGenerator(length=STEPS, hidden=128, state=600),
+        Objective(),
+        32,
+    ),
+    "Helmholtz machine, 8 to 2": (
+        helmholtz_generator(8),
+        helmholtz_generator(2),
+        PUBLISHED["helmholtz"],
+        272,
+    ),
+}
+# the clock's own grain would drown in a model of few milliseconds
+REPEATS = {"Helmholtz machine, 8 to 2": 50}
+
+
+def milliseconds(work: Callable[[], object], count: int) -> float:
+    started = time.process_time()
+    for _ in range(count):
+        work()
+    return 1000 * (time.process_time() - started) / count
+
+
+def passes(teacher: nn.Module, student: nn.Module, rows: int) -> Callable[[], object]:
+    """The teacher's forward, the student's forward, the student's backward."""
+
+    def work() -> None:
+        with torch.no_grad():
+            teacher(Trace(rows))
+        run = Trace(rows)
+        student(run)
+        outputs = [
+            p for site in run.sites.values() for p in parameters_of(site.distribution).values()
+        ]
+        trained = [output for output in outputs if output.requires_grad]
+        torch.autograd.backward(trained, [torch.ones_like(output) for output in trained])
+        student.zero_grad()
+
+    return work
+
+
+def distillation(distiller: DGMDistiller, rows: int) -> Callable[[], object]:
+    def work() -> None:
+        distiller(rows).loss.backward()
+        distiller.zero_grad()
+
+    return work
+
+
+def bare_run(
+    model: VRNNGenerator, noise: Tensor, x: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The cells of a VRNN by hand: outputs of prior and decoder, and the targets of every step."""
+    zero = torch.zeros(noise.shape[1], model.state_width)
+    state, priors, outs, xs = (zero, zero), [], [], []
+    for t in range(STEPS):
+        priors.append(model.prior(state[0]))
+        mean, log_variance = priors[-1].chunk(2, dim=1)
+        z = model.of_z(mean + (log_variance / 2).exp() * noise[t])
+        outs.append(model.decoder(torch.cat([z, state[0]], dim=1)))
+        if x is None:
+            pen, way = outs[-1][:, :1], outs[-1][:, 1:]
+            drawn = (torch.rand_like(pen) < pen.sigmoid()).float()
+            xs.append(torch.cat([drawn, way + torch.randn_like(way)], dim=1))
+        if t + 1 < STEPS:
+            seen = model.of_x(xs[-1] if x is None else x[t])
+            state = model.cell(torch.cat([seen, z], dim=1), state)
+    return torch.stack(priors), torch.stack(outs), x if x is not None else torch.stack(xs)
+
+
+def bare_loop(teacher: VRNNGenerator, student: VRNNGenerator, rows: int) -> Callable[[], object]:
+    """The same loss as the distiller's, written out over stacked steps."""
+
+    def work() -> None:
+        noise = torch.randn(STEPS, rows, 16)
+        with torch.no_grad():
+            prior_t, out_t, x = bare_run(teacher, noise, None)
+        prior, out, _ = bare_run(student, noise, x)
+        (m_t, v_t), (m, v) = prior_t.chunk(2, dim=2), prior.chunk(2, dim=2)
+        latent = (v - v_t + (v_t - v).exp() + (m_t - m).square() / v.exp() - 1).sum() / 2
+        pen = F.binary_cross_entropy_with_logits(
+            out[..., :1], out_t[..., :1].sigmoid(), reduction="sum"
+        )
+        way = (out[..., 1:] - out_t[..., 1:]).square().sum() / 2
+        ((latent + pen + way) / rows).backward()
+        student.zero_grad()
+
+    return work
+
+
+def main(rounds: int) -> None:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    works: dict[tuple[str, str], Callable[[], object]] = {}
+    for name, (teacher, student, objective, rows) in FAMILIES.items():
+        distiller = DGMDistiller(teacher, student, objective).train()
+        works[name, "passes"] = passes(teacher, student, rows)
+        works[name, "step"] = distillation(distiller, rows)
+        if isinstance(teacher, VRNNGenerator) and isinstance(student, VRNNGenerator):
+            works[name, "loop"] = bare_loop(teacher, student, rows)
+    times: dict[tuple[str, str], list[float]] = {key: [] for key in works}
+    for _ in range(rounds + 1):
+        for key, work in works.items():
+            times[key].append(milliseconds(work, REPEATS.get(key[0], 1)))
+    kept = {key: held[1:] for key, held in times.items()}  # the first one warms up
+    print("| model | passes, ms | step, ms | ratio | asked |\n|---|---:|---:|---:|---:|")
+    for name in FAMILIES:
+        report(name, kept[name, "passes"], kept[name, "step"], ASKED_STEP)
+        if (name, "loop") in kept:
+            beside = f"{name}, beside a bare loop"
+            report(beside, kept[name, "loop"], kept[name, "step"], ASKED_LOOP)
+
+
+def report(name: str, without: list[float], step: list[float], asked: float) -> None:
+    ratio = median(a / b for a, b in zip(step, without, strict=True))
+    print(f"| {name} | {median(without):.1f} | {median(step):.1f} | {ratio:.3f} | {asked} |")
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 7)

@@ -1,0 +1,209 @@
+from __future__ import annotations
+
+import json
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+from mlflow.tracking import MlflowClient
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
+
+from kdcore.models import convnet
+from pipelines import synthesize
+from pipelines.cli import app
+from pipelines.config import DataConfig
+from pipelines.sources import read_pictures
+from pipelines.strict import validated
+from pipelines.tracking import store_uri
+from pipelines.transfer import TransferConfig
+from pipelines.views import normalised
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+
+COUNT, SHARD = 42, 8  # six shards, of which the last has two pictures
+
+
+def quiet(shard: int, done: int, total: int, metrics: dict[str, float]) -> None:
+    pass
+
+
+@pytest.fixture
+def content(workdir: Path) -> dict[str, Any]:
+    """Inversion of a teacher that has seen a little, in six small files."""
+    torch.manual_seed(3)
+    teacher = convnet(4, 1, width=4)
+    for _ in range(10):
+        teacher(0.5 + torch.randn(32, 1, 8, 8))
+    save_file(teacher.state_dict(), workdir / "teacher.safetensors")
+    return {
+        "teacher": {"name": "convnet", "params": {"width": 4}, "weights": "teacher.safetensors"},
+        "method": "deepinversion",
+        "change": {"schedule": {"steps": 6, "batch_size": 8}},
+        "shape": [1, 8, 8],
+        "num_classes": 4,
+        "count": COUNT,
+        "shard_size": SHARD,
+        "samples_every": 3,
+    }
+
+
+def config(content: dict[str, Any], **changes: Any) -> TransferConfig:
+    return validated(TransferConfig, {**content, **changes}, where="here")
+
+
+def write(config: TransferConfig, watch: Any = quiet) -> Path:
+    teacher = synthesize.teacher_of(config, Path("teacher.safetensors"))
+    return synthesize.write_transfer_set(config, teacher, watch)
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {
+        path.name: sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def test_one_actor_and_three_make_the_same_bytes(content: dict[str, Any]) -> None:
+    one = write(config(content, actors=1, transfer_sets="one"))
+    three = write(config(content, actors=3, transfer_sets="three"))
+    assert digests(one) == digests(three)
+    assert len(list(one.glob("train-*.parquet"))) == 6
+
+
+def test_the_pictures_are_an_ordinary_dataset_with_the_teacher_s_answers(
+    content: dict[str, Any],
+) -> None:
+    made = config(content)
+    folder = write(made)
+    pictures = read_pictures(DataConfig(name="parquet", root=folder), "train")
+    assert pictures.image.shape == (COUNT, 1, 8, 8)
+    assert pictures.num_classes == 4
+    table = pq.read_table([str(path) for path in sorted(folder.glob("train-*.parquet"))])
+    teacher = synthesize.teacher_of(made, Path("teacher.safetensors"))
+    image = normalised(torch.from_numpy(pictures.image), mean=made.mean, std=made.std)
+    with torch.no_grad():
+        said = teacher(image).logits
+    held = torch.from_numpy(table["logits"].combine_chunks().to_numpy_ndarray().copy())
+    torch.testing.assert_close(held, said)
+    np.testing.assert_array_equal(table["label"].to_numpy(), pictures.label)
+    assert np.bincount(pictures.label).min() >= COUNT // 4 - 2
+    assert table["shard"].to_pylist() == [row // SHARD for row in range(COUNT)]
+
+
+def test_where_the_pictures_come_from_is_written_beside_and_inside_them(
+    content: dict[str, Any],
+) -> None:
+    made = config(content, seed=5)
+    folder = write(made)
+    manifest = json.loads((folder / synthesize.MANIFEST).read_text())
+    inside = pq.read_schema(folder / "train-00002.parquet").metadata[b"kd"]
+    assert json.loads(inside) == manifest
+    assert manifest["method"] == "deepinversion"
+    assert manifest["plan"]["schedule"] == {"batch_size": 8, "steps": 6}
+    assert manifest["seed"] == 5
+    assert len(manifest["teacher_digest"]) == 64
+    listed = json.loads((folder / synthesize.DONE).read_text())
+    assert [one["rows"] for one in listed.values()] == [8, 8, 8, 8, 8, 2]
+
+
+def test_only_what_is_missing_is_made(content: dict[str, Any]) -> None:
+    made = config(content)
+    folder = write(made)
+    before = digests(folder)
+    times = {path.name: path.stat().st_mtime_ns for path in folder.glob("*.parquet")}
+    (folder / "train-00003.parquet").unlink()
+    (folder / synthesize.DONE).unlink()
+    assert not synthesize.is_made(folder)
+    told: list[tuple[int, int, int]] = []
+    write(made, lambda shard, done, total, metrics: told.append((shard, done, total)))
+    assert told == [(3, 6, 6)]
+    assert digests(folder) == before
+    after = {path.name: path.stat().st_mtime_ns for path in folder.glob("*.parquet")}
+    assert {name for name in after if after[name] != times[name]} == {"train-00003.parquet"}
+
+
+def test_a_write_that_breaks_off_is_resumed(content: dict[str, Any]) -> None:
+    made = config(content, actors=1)
+
+    def break_off(shard: int, done: int, total: int, metrics: dict[str, float]) -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write(made, break_off)
+    assert not synthesize.is_made(made.folder)
+    folder = write(made)
+    assert synthesize.is_made(folder)
+    assert digests(folder) == digests(write(config(content, transfer_sets="undisturbed")))
+
+
+def test_a_file_with_rows_missing_is_refused(content: dict[str, Any]) -> None:
+    made = config(content)
+    file = write(made) / "train-00001.parquet"
+    pq.write_table(pq.read_table(file).slice(1), file)
+    with pytest.raises(ValueError, match=r"train-00001.parquet holds 7 rows instead of 8"):
+        write(made)
+
+
+def test_a_folder_of_another_teacher_is_refused(content: dict[str, Any]) -> None:
+    made = config(content)
+    folder = write(made)
+    manifest = folder / synthesize.MANIFEST
+    held = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps({**held, "teacher_digest": "0" * 64}))
+    with pytest.raises(ValueError, match=r"of other pictures \(teacher_digest differ\)"):
+        write(made)
+
+
+def test_what_an_actor_cannot_do_is_said_in_one_line(content: dict[str, Any]) -> None:
+    state = load_file("teacher.safetensors")
+    state["classifier.weight"].fill_(float("nan"))
+    save_file(state, "teacher.safetensors")
+    with pytest.raises(RuntimeError, match=r"^the transfer set could not be made: the loss of the"):
+        write(config(content))
+
+
+def test_more_actors_than_cores_are_refused(content: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="actors: 6 is more than this cluster runs"):
+        write(config(content, actors=99))
+
+
+def test_records_are_taken_from_the_real_pictures(content: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    save_file(convnet(10, 1, width=4).state_dict(), "teacher.safetensors")
+    real = {"name": "digits", "limit": 200}
+    changes = {"method": "lopes", "records": real, "num_classes": 10, "count": 10}
+    folder = write(config(content, **changes))
+    assert pq.read_metadata(folder / "train-00000.parquet").num_rows == 8
+
+
+def test_the_command_makes_a_set_and_logs_it(
+    content: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    Path("set.yaml").write_text(yaml.safe_dump(content))
+    done = CliRunner().invoke(app, ["synthesize", "set.yaml", "--set", "count=10"])
+    assert done.exit_code == 0, done.output
+    folder = config(content, count=10, name="set").folder
+    assert f"10 pictures by deepinversion: {folder}" in done.output
+    client = MlflowClient(store_uri())
+    experiment = client.get_experiment_by_name("kdsweep")
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert {"statistics", "loss_last", "share/3"} <= set(run.data.metrics)
+    assert run.data.params["change.schedule.steps"] == "6"
+    (sample,) = [file.path for file in client.list_artifacts(run.info.run_id)]
+    with Image.open(client.download_artifacts(run.info.run_id, sample)) as grid:
+        assert grid.size == (16, 16)  # of eight pictures, two by two
+    again = CliRunner().invoke(app, ["synthesize", "set.yaml", "--set", "count=10"])
+    assert again.exit_code == 0
+    wrong = CliRunner().invoke(app, ["synthesize", "set.yaml", "--set", "method=cmi"])
+    assert wrong.exit_code == 2
+    assert "has no transfer set" in wrong.output

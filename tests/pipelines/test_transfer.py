@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import save_file
+
+from kdcore.datafree.presets import PRESETS
+from kdcore.models import convnet
+from pipelines.loading import load_transfer
+from pipelines.strict import validated
+from pipelines.transfer import TransferConfig
+
+CONFIGS = Path(__file__).parents[2] / "pipelines" / "configs"
+
+
+def content(folder: Path) -> dict[str, Any]:
+    path = folder / "teacher.safetensors"
+    save_file(convnet(10, 1, width=4).state_dict(), path)
+    return {
+        "teacher": {"name": "convnet", "params": {"width": 4}, "weights": str(path)},
+        "method": "deepinversion",
+        "shape": [1, 8, 8],
+        "num_classes": 10,
+        "count": 12,
+    }
+
+
+def config(folder: Path, **changes: Any) -> TransferConfig:
+    return changed(content(folder), **changes)
+
+
+def changed(content: dict[str, Any], **changes: Any) -> TransferConfig:
+    return validated(TransferConfig, {**content, **changes}, where="here")
+
+
+def test_a_change_reaches_every_kind_of_value(tmp_path: Path) -> None:
+    change = {
+        "images": {"lr": 0.2, "betas": [0.5, 0.9]},
+        "schedule": {"steps": 3},
+        "priors": {"statistics": {"weight": 1}, "entropy": {"params": {}}},
+        "view": {"flip": True},
+        "losses": {"kd": {"weight": 2}},
+    }
+    plan = config(tmp_path, change=change).plan
+    assert plan.images.lr == 0.2
+    assert plan.images.betas == (0.5, 0.9)
+    assert plan.schedule.steps == 3
+    assert plan.schedule.batch_size == PRESETS["deepinversion"].schedule.batch_size
+    assert plan.priors["statistics"].weight == 1.0
+    assert plan.priors["entropy"].weight == 1.0
+    assert plan.priors["class"] == PRESETS["deepinversion"].priors["class"]
+    assert plan.view.flip
+    assert plan.losses["kd"].weight == 2.0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"method": "deepinversin"}, "unknown method 'deepinversin'; did you mean 'deepinversion'"),
+        ({"method": "dafl"}, "while its student learns, so it has no transfer set; methods that"),
+        ({"change": {"images": {"lrs": 1}}}, "unknown key change.images 'lrs'; did you mean 'lr'"),
+        ({"change": {"images": 3}}, "change.images: expected a mapping of keys, got 3"),
+        ({"change": {"images": {"lr": "x"}}}, "change.images.lr: input should be a valid number"),
+        ({"change": {"keep": "first"}}, "change.keep: input should be 'best' or 'last'"),
+        ({"change": {"priors": {"tv": {}}}}, "unknown prior 'tv'"),
+        (
+            {"change": {"priors": {"statistics": {"params": {"factor": 2}}}}},
+            "unknown parameter of prior statistics 'factor'",
+        ),
+        ({"method": "lopes"}, "method 'lopes' needs `records`"),
+        ({"records": {"name": "digits"}}, "method 'deepinversion' has no use for `records`"),
+        ({"metod": "zskd"}, "unknown key 'metod'; did you mean 'method'"),
+    ],
+)
+def test_a_mistake_is_named_with_its_place(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        config(tmp_path, **changes)
+
+
+def test_the_identity_is_of_what_decides_the_pictures(tmp_path: Path) -> None:
+    held = content(tmp_path)
+    first = changed(held).identity
+    same = {"name": "other", "actors": 3, "samples_every": 1, "transfer_sets": "elsewhere"}
+    assert changed(held, **same).identity == first
+    others: list[dict[str, Any]] = [
+        {"seed": 1},
+        {"shard_size": 5},
+        {"change": {"schedule": {"steps": 7}}},
+        {"method": "zskd"},
+        {"std": [0.5]},
+    ]
+    identities = {changed(held, **other).identity for other in others}
+    assert len(identities | {first}) == 6
+    held = content(tmp_path)  # other weights under the same name
+    assert changed(held).identity != first
+
+
+def test_the_transfer_sets_that_ship_are_checked() -> None:
+    for path in sorted((CONFIGS / "transfer_sets").glob("*.yaml")):
+        assert load_transfer(path).plan.schedule.steps > 0
+
+
+def test_a_teacher_that_is_a_run_has_its_normalisation(toy_run: Path, tmp_path: Path) -> None:
+    file = tmp_path / "set.yaml"
+    teacher = toy_run.with_name("toy_teacher.yaml")
+    file.write_text(
+        f"teacher: {{run: {teacher}}}\nmethod: noise\nshape: [1, 8, 8]\nnum_classes: 10\ncount: 4\n"
+    )
+    loaded = load_transfer(file, ["change.schedule.batch_size=2"])
+    assert loaded.name == "set"
+    assert loaded.plan.schedule.batch_size == 2
+    with pytest.raises(ValueError, match=r"mean and std are \(0.1,\) and \(0.25,\), and the"):
+        load_transfer(file, ["mean=[0.1]"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -243,10 +244,32 @@ def sweep(
         _print_plan(loaded)
         return
     with _Bars() as watch:
-        outcome = sweeps.sweep(loaded, watch=watch, tracker=Tracker(), verbose=verbose)
+        outcome = sweeps.sweep(
+            loaded,
+            watch=watch,
+            tracker=Tracker(),
+            verbose=verbose,
+            command=shlex.join(["kd", *sys.argv[1:]]),
+        )
     _print_ranking(loaded, outcome)
     if outcome.failed:
         raise typer.Exit(1)
+
+
+@app.command()
+@_explained
+def report(
+    config: Annotated[Path, typer.Argument(help="A sweep, as YAML, or its folder.")],
+    changes: Changes = [],
+    debug: Debug = False,
+) -> None:
+    """Write a finished sweep's report: one HTML page and its figures; trains nothing."""
+    from pipelines.page import write_report
+    from pipelines.ranking import sweep_folder
+
+    folder = config if config.is_dir() else sweep_folder(_as_sweep(load(config, changes)))
+    page, *figures = write_report(folder)
+    console.print(f"report: {page}, with {len(figures)} figures", soft_wrap=True)
 
 
 @app.command()
@@ -325,13 +348,17 @@ def ui(
     port: Annotated[int, typer.Option(help="Where to listen, on this machine only.")] = 5000,
     debug: Debug = False,
 ) -> None:
-    """Open the MLflow UI on the store that runs are logged to."""
-    from pipelines.tracking import store_uri
+    """Open the MLflow UI on the store of runs, and say where it compares the last sweep's."""
+    from pipelines.tracking import Tracker, comparison_address
 
-    if store_uri().startswith("http"):
-        raise ValueError(f"runs are tracked on a server: open {store_uri()} in a browser")
-    console.print(f"MLflow on {store_uri()}: open port {port} of this machine", soft_wrap=True)
-    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", store_uri()]
+    tracker = Tracker()
+    if tracker.uri.startswith("http"):
+        address = comparison_address(tracker, tracker.uri.rstrip("/"))
+        raise ValueError(f"runs are tracked on a server: open {address} in a browser")
+    address = comparison_address(tracker, f"http://127.0.0.1:{port}")
+    console.print(f"MLflow on {tracker.uri}; the last sweep's runs:", soft_wrap=True)
+    console.print(address, soft_wrap=True, markup=False, highlight=False)
+    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", tracker.uri]
     raise typer.Exit(
         subprocess.run([*command, "--host", "127.0.0.1", "--port", str(port)]).returncode
     )
@@ -375,6 +402,8 @@ def _print_plan(config: SweepConfig) -> None:
 
 
 def _print_ranking(config: SweepConfig, outcome: Outcome) -> None:
+    from pipelines.page import REPORT
+
     metric = config.search.metric
     controls = {row.setting: row.mean for row in outcome.rows if row.is_control}
     table = Table(title=f"{config.name}: {metric} of the best epoch, mean and sd over seeds")
@@ -401,6 +430,7 @@ def _print_ranking(config: SweepConfig, outcome: Outcome) -> None:
     shown = ", ".join([f"student {outcome.test['test/top1']:.4f}", *tested])
     console.print(f"test top-1, seen once: {shown}")
     console.print(f"best student: {outcome.student.weights}", soft_wrap=True)
+    console.print(f"report: {outcome.folder / REPORT}", soft_wrap=True)
     console.print(f"compare the runs: {_this_command()} ui", soft_wrap=True)
 
 

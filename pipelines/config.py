@@ -69,7 +69,7 @@ class TeacherConfig(Strict):
     @property
     def identity_content(self) -> dict[str, Any]:
         """Every value that decides what it says: weights by content, a run by its identity."""
-        own = {"weights": _file_digest(self.weights), "run": self.run and self.run.identity}
+        own = {"weights": file_digest(self.weights), "run": self.run and self.run.identity}
         content = self.model_dump(mode="json", exclude={"label", "logits"}) | own
         if isinstance(self.logits, TopConfig):
             return content | {"logits": {"top": self.logits.top}}
@@ -331,7 +331,7 @@ class RunConfig(Strict):
                 del content["data"][key]
         if self.data.views and VIEWS_VERSION > 1:  # which runs had before versions counted
             content["data"]["augment"]["version"] = VIEWS_VERSION
-        content["student"]["weights"] = _file_digest(self.student.weights)
+        content["student"]["weights"] = file_digest(self.student.weights)
         content["losses"] = {label: content["losses"][label] for label in self.active}
         self._identify_teachers(content)
         return digest(content)[:12]
@@ -373,7 +373,7 @@ def digest(content: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _file_digest(path: Path | None) -> str | None:
+def file_digest(path: Path | None) -> str | None:
     """Of the content: other weights under the same name make another run."""
     if path is None or not path.is_file():
         return None if path is None else str(path)

@@ -20,6 +20,7 @@ CLASSES = (
     *("#332288", "#88CCEE", "#44AA99", "#117733", "#999933"),
     *("#DDCC77", "#CC6677", "#882255", "#AA4499", CONTROL),
 )
+EMBEDDING = "embedding.png"  # the file of a joint embedding
 DASHES = ("-", "--", ":", "-.")
 
 History = Sequence[Mapping[str, float]]  # of one run, an epoch each
@@ -35,12 +36,7 @@ def learning_curves(histories: Mapping[str, Sequence[History]], *, control: str 
     names = ["val/top1", "val/nll", *parts]
     figure, axes = panels(len(names))
     for name, axis in zip(names, axes, strict=True):
-        for style, (label, runs) in zip(
-            _styles(histories, control), histories.items(), strict=True
-        ):
-            held = [run for run in runs if name in run[0]]
-            if held:
-                _band(axis, held, name, label, *style)
+        _bands(axis, histories, name, control)
         axis.set(title=name, xlabel="epoch")
     axes[0].legend(fontsize="x-small")
     return figure
@@ -76,10 +72,7 @@ def risk_bounds(histories: Mapping[str, Sequence[History]], *, control: str = ""
     }
     figure, axes = panels(len(names))
     for (title, name), axis in zip(names.items(), axes, strict=True):
-        for style, (label, runs) in zip(
-            _styles(histories, control), histories.items(), strict=True
-        ):
-            _band(axis, runs, name, label, *style)
+        _bands(axis, histories, name, control)
         axis.set(title=title, xlabel="epoch")
     axes[0].set_yscale("log")
     axes[0].legend(fontsize="x-small")

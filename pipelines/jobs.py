@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -25,12 +25,12 @@ from pipelines.cluster import cluster
 from pipelines.config import RunConfig, TeacherConfig, plain
 from pipelines.data import Reader, TeacherRows, whole
 from pipelines.diagnostics import Matched, matched
-from pipelines.figures import History, joint_embedding, learning_curves, risk_bounds
+from pipelines.figures import EMBEDDING, joint_embedding, learning_curves, risk_bounds
 from pipelines.loop import Metrics, evaluate, pick_device, with_teachers
 from pipelines.models import Served, load_weights
 from pipelines.sources import Pictures, read_pictures, split
 from pipelines.synthesize import is_made, sample_of, teacher_of, write_transfer_set
-from pipelines.tracking import TrackedRun, Tracker
+from pipelines.tracking import TrackedInput, TrackedRun, Tracker
 from pipelines.train import (
     Finished,
     Inputs,
@@ -167,8 +167,8 @@ def train(run: RunConfig, *, watch: Watch, tracker: Tracker, verbose: bool = Fal
                 result = train_on_workers(run, inputs, follow)
         student = served_student(run, result, inputs.pictures)
         tracked.log_student(student, inputs.pictures.image[:2])
-        histories = {run.name: [result.history]}
-        log_figures(tracked, run, result, inputs, histories, folder=result.folder)
+        for path in _draw_run(run, result, inputs):
+            tracked.log_artifact(path)
     return result
 
 
@@ -177,7 +177,20 @@ def start_tracking(
 ) -> TrackedRun:
     """A tracked run with every configuration value as a parameter."""
     tags = {"kd.seed": str(run.seed), "kd.cache": inputs.fingerprint, "kd.identity": run.identity}
-    return tracker.start(run.folder.name, params=plain(run), tags=tags, parent=parent)
+    tracked = tracker.start(run.folder.name, params=plain(run), tags=tags, parent=parent)
+    tracked.log_inputs(tracked_inputs(run, inputs))
+    return tracked
+
+
+def tracked_inputs(run: RunConfig, inputs: Inputs) -> list[TrackedInput]:
+    """The pictures and the caches that a run is trained on."""
+    source = str(run.data.root or run.data.name)
+    held = [TrackedInput(run.data.name, inputs.pictures.digest, source, "training")]
+    for label, teacher in inputs.teachers.items():
+        if teacher.fingerprint and label in run.heard:
+            name, folder = f"{run.data.name} as {label} sees it", str(run.caches)
+            held.append(TrackedInput(name, teacher.fingerprint, folder, "teacher cache"))
+    return held
 
 
 def follower(run: RunConfig, tracked: TrackedRun, watch: Watch) -> OnEpoch:
@@ -202,27 +215,27 @@ def served_student(run: RunConfig, result: Finished, pictures: Pictures) -> Serv
     return Served(net, mean=run.data.mean, std=run.data.std)
 
 
-def log_figures(
-    tracked: TrackedRun,
-    run: RunConfig,
-    result: Finished,
-    inputs: Inputs,
-    histories: Mapping[str, Sequence[History]],
-    *,
-    folder: Path,
-    control: str = "",
-) -> None:
-    """Draw what the runs of ``histories`` measured and where ``run``'s best student stands."""
-    drawn = {"curves": learning_curves(histories, control=control)}
+def _draw_run(run: RunConfig, result: Finished, inputs: Inputs) -> list[Path]:
+    """Draw what one run measured, and where its best student stands."""
+    histories = {run.name: [result.history]}
+    drawn = {"curves": learning_curves(histories)}
     if run.diagnostics.bounds:
-        drawn["bounds"] = risk_bounds(histories, control=control)
-    if inputs.teachers:
-        pair = matched_student(run, result, inputs)
-        if pair.student.shape == pair.teacher.shape:
-            drawn["embedding"] = joint_embedding(pair)
+        drawn["bounds"] = risk_bounds(histories)
     for name, figure in drawn.items():
-        figure.savefig(folder / f"{name}.png")
-        tracked.log_artifact(folder / f"{name}.png")
+        figure.savefig(result.folder / f"{name}.png")
+    paths = [result.folder / f"{name}.png" for name in drawn]
+    return paths + draw_embedding(run, result, inputs, folder=result.folder)
+
+
+def draw_embedding(run: RunConfig, result: Finished, inputs: Inputs, *, folder: Path) -> list[Path]:
+    """Draw the best student and a teacher in one plane, where they have embeddings of one width."""
+    if not inputs.teachers:
+        return []
+    pair = matched_student(run, result, inputs)
+    if pair.student.shape != pair.teacher.shape:
+        return []
+    joint_embedding(pair).savefig(folder / EMBEDDING)
+    return [folder / EMBEDDING]
 
 
 def matched_student(run: RunConfig, result: Finished, inputs: Inputs) -> Matched:

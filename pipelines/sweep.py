@@ -7,26 +7,42 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+import torch
+from torch import Tensor
 
 from pipelines import jobs
-from pipelines.build import build_teacher, checked
+from pipelines.build import build_teacher, build_used, checked
+from pipelines.cards import CARD, model_card
 from pipelines.cluster import cluster
-from pipelines.config import RunConfig, digest, plain
+from pipelines.config import RunConfig, digest, file_digest, plain
+from pipelines.costs import Cost, cost
 from pipelines.exports import exported
 from pipelines.loop import Metrics
+from pipelines.page import write_report
 from pipelines.ranges import LISTED
-from pipelines.report import Row, Trial, best_trial, ranked, swept_numbers
-from pipelines.responses import Response, response_curves, response_maps
+from pipelines.ranking import (
+    Chosen,
+    Provenance,
+    RankedTeacher,
+    Ranking,
+    Unfinished,
+    as_ranked,
+    read_ranking,
+    sweep_folder,
+    write_ranking,
+)
+from pipelines.registry import register_champion, registered_name, registered_version
+from pipelines.report import Row, Trial, best_trial, ranked
 from pipelines.sources import Pictures, read_pictures
 from pipelines.space import VARIANT, SweepConfig, neighbours
 from pipelines.strict import validated
-from pipelines.tracking import TrackedRun, Tracker
+from pipelines.tracking import COMMIT, TrackedRun, Tracker, commit
 from pipelines.train import RESULT, Finished, Inputs, Teacher, finished
 from pipelines.trial import inputs_key
 from pipelines.trials import run_trials
 
-OUTCOME, SWEEP = "ranking.json", "sweep.json"
+SWEEP = "sweep.json"
 
 
 @dataclass(frozen=True)
@@ -43,8 +59,18 @@ class Outcome:
     folder: Path
 
 
-def sweep(config: SweepConfig, *, watch: jobs.Watch, tracker: Tracker, verbose: bool) -> Outcome:
-    """Run every trial and judge the students; the test split is seen by the chosen one only."""
+def sweep(
+    config: SweepConfig,
+    *,
+    watch: jobs.Watch,
+    tracker: Tracker,
+    verbose: bool,
+    command: str = "",
+) -> Outcome:
+    """Run every trial and judge the students; the test split is seen by the chosen one only.
+
+    ``command`` is what called it, for the report.
+    """
     for run in neighbours(config):
         checked(run)
     nested = config.base.workers > 1
@@ -60,24 +86,14 @@ def sweep(config: SweepConfig, *, watch: jobs.Watch, tracker: Tracker, verbose: 
             outcome = _judged(config, trials, inputs)
             held = inputs[inputs_key(outcome.best.run)]
             parent.log(outcome.test, epoch=0)
-            parent.log_artifact(outcome.folder / OUTCOME)
-            _log_figures(parent, outcome, held, metric=config.search.metric)
-            _log_student(parent, outcome, held.pictures)
+            ranking = _ranking(config, outcome, inputs, command)
+            parent.log_artifact(write_ranking(ranking, outcome.folder))
+            parent.log_inputs(jobs.tracked_inputs(outcome.best.run, held))
+            jobs.draw_embedding(outcome.best.run, outcome.student, held, folder=outcome.folder)
+            for path in write_report(outcome.folder):
+                parent.log_artifact(path)
+            _log_student(parent, outcome, held.pictures, ranking)
     return outcome
-
-
-def sweep_folder(config: SweepConfig) -> Path:
-    """Where the table of this very sweep is kept."""
-    search = config.search.model_dump(include={"metric", "algorithm", "seed", "scheduler", "grace"})
-    content = {
-        # the base alone may listen to less than its trials do
-        "runs": sorted(run.identity for run in neighbours(config)),
-        "variants": config.variants,
-        "space": {path: held.model_dump() for path, held in config.space.items()},
-        "seeds": config.seeds,
-        "search": search,
-    }
-    return config.base.runs / "sweeps" / f"{config.name}-{digest(content)[:12]}"
 
 
 def begun(config: SweepConfig) -> Path:
@@ -104,10 +120,7 @@ def begun_sweep(name: str, runs: Path = Path("runs")) -> SweepConfig:
 
 def best_run(config: SweepConfig) -> RunConfig:
     """The run that a finished sweep chose."""
-    file = sweep_folder(config) / OUTCOME
-    if not file.exists():
-        raise ValueError(f"this sweep has not been run: no {file}; run `kd sweep` first")
-    return config.run(json.loads(file.read_text())["best"]["changes"])
+    return config.run(read_ranking(sweep_folder(config)).best.changes)
 
 
 def shared_inputs(config: SweepConfig, *, watch: jobs.Watch, tracker: Tracker) -> dict[str, Inputs]:
@@ -161,7 +174,7 @@ def _judged(config: SweepConfig, trials: list[Trial], inputs: Mapping[str, Input
     student = finished(best.run)
     if student is None:
         raise RuntimeError(f"{best.run.folder} has lost its {RESULT}; run the sweep again")
-    outcome = Outcome(
+    return Outcome(
         rows,
         failed,
         stopped,
@@ -174,15 +187,21 @@ def _judged(config: SweepConfig, trials: list[Trial], inputs: Mapping[str, Input
         test=jobs.tested(best.run, jobs.trained_student(best.run, student)),
         folder=sweep_folder(config),
     )
-    (outcome.folder / OUTCOME).write_text(json.dumps(_summary(outcome), indent=1) + "\n")
-    return outcome
 
 
-def _log_student(parent: TrackedRun, outcome: Outcome, pictures: Pictures) -> None:
-    """The best student, fused, as an MLflow model and in the forms that other programs run."""
+def _log_student(
+    parent: TrackedRun, outcome: Outcome, pictures: Pictures, ranking: Ranking
+) -> None:
+    """The best student, fused: the champion of its name, and in the forms that others run."""
+    name, digest = registered_name(ranking.name), file_digest(outcome.student.weights)
+    if registered_version(parent, name, digest):
+        return
     student = jobs.served_student(outcome.best.run, outcome.student, pictures)
-    example = pictures.image[:2]
-    parent.log_student(student, example)
+    example, card = pictures.image[:2], outcome.folder / CARD
+    card.write_text(model_card(ranking))
+    parent.log_artifact(card)
+    uri = parent.log_student(student, example)
+    register_champion(parent, name, uri, card=card.read_text(), digest=digest)
     try:
         paths = exported(student, example, outcome.folder)
     except ValueError as error:  # no reason to lose the sweep's other results
@@ -190,36 +209,6 @@ def _log_student(parent: TrackedRun, outcome: Outcome, pictures: Pictures) -> No
         return
     for path in paths:
         parent.log_artifact(path)
-
-
-def _log_figures(parent: TrackedRun, outcome: Outcome, inputs: Inputs, *, metric: str) -> None:
-    control = next((row for row in outcome.rows if row.is_control), None)
-    jobs.log_figures(
-        parent,
-        outcome.best.run,
-        outcome.student,
-        inputs,
-        {row.label: _histories(row) for row in outcome.rows},
-        folder=outcome.folder,
-        control=control.label if control else "",
-    )
-    responses = [
-        Response(swept_numbers(row), row.values) for row in outcome.rows if not row.is_control
-    ]
-    values = control.values if control else ()
-    drawn = {
-        "responses": response_curves(responses, metric=metric, control=values),
-        "pairs": response_maps(responses, metric=metric),
-    }
-    for name, figure in drawn.items():
-        if figure is not None:
-            figure.savefig(outcome.folder / f"{name}.png")
-            parent.log_artifact(outcome.folder / f"{name}.png")
-
-
-def _histories(row: Row) -> list[list[Metrics]]:
-    runs = [finished(trial.run) for trial in row.trials]
-    return [done.history for done in runs if done is not None]
 
 
 def _teacher_metrics(run: RunConfig, label: str, teacher: Teacher) -> Metrics:
@@ -231,22 +220,60 @@ def _teacher_metrics(run: RunConfig, label: str, teacher: Teacher) -> Metrics:
     return metrics
 
 
-def _summary(outcome: Outcome) -> dict[str, Any]:
-    return {
-        "rows": [
-            {
-                "label": row.label,
-                "control": row.is_control,
-                "mean": row.mean,
-                "sd": None if len(row.values) < 2 else row.deviation,
-                "values": row.values,
-                "runs": [str(trial.run.folder) for trial in row.trials],
-            }
-            for row in outcome.rows
+def _ranking(
+    config: SweepConfig, outcome: Outcome, inputs: Mapping[str, Inputs], command: str
+) -> Ranking:
+    """What was found, and how it was made."""
+    best, held = outcome.best, inputs[inputs_key(outcome.best.run)]
+    costs = _costs([row.trials[0].run for row in outcome.rows], inputs)
+    return Ranking(
+        name=config.name,
+        metric=config.search.metric,
+        mode=config.search.mode,
+        rows=[as_ranked(row, cost) for row, cost in zip(outcome.rows, costs, strict=True)],
+        failed=[Unfinished(trial.changes, error=trial.error) for trial in outcome.failed],
+        stopped=[Unfinished(trial.changes, metrics=trial.metrics) for trial in outcome.stopped],
+        teachers=[
+            _ranked_teacher(best.run, label, held, metrics)
+            for label, metrics in outcome.teachers.items()
         ],
-        "failed": [{"changes": trial.changes, "error": trial.error} for trial in outcome.failed],
-        "stopped": [trial.changes for trial in outcome.stopped],
-        "teachers": outcome.teachers,
-        "best": {"weights": str(outcome.student.weights), "changes": outcome.best.changes},
-        "test": outcome.test,
-    }
+        best=Chosen(best.changes, str(outcome.student.weights), plain(best.run)),
+        test=outcome.test,
+        made=Provenance(
+            command=command,
+            commit=commit().get(COMMIT, ""),
+            data=held.pictures.digest,
+            caches=[one.fingerprint for one in inputs.values() if one.fingerprint],
+            sweep=plain(config),
+        ),
+    )
+
+
+def _costs(runs: Iterable[RunConfig], inputs: Mapping[str, Inputs]) -> list[Cost]:
+    """Of each run's student as it is used; those that are built alike are measured once."""
+    measured: dict[str, Cost] = {}
+    costs = []
+    for run in runs:
+        pictures = inputs[inputs_key(run)].pictures
+        key = digest([plain(run.student), pictures.image.shape[1:], pictures.num_classes])
+        if key not in measured:
+            measured[key] = cost(build_used(run, pictures, None), _blank(pictures))
+        costs.append(measured[key])
+    return costs
+
+
+def _ranked_teacher(run: RunConfig, label: str, inputs: Inputs, metrics: Metrics) -> RankedTeacher:
+    config, ready = run.teachers[label], inputs.teachers[label]
+    tapped = build_teacher(config, inputs.pictures, (), weights=ready.weights)
+    return RankedTeacher(
+        title=run.called(label),
+        network=config.network.name,
+        weights=str(ready.weights),
+        cache=ready.fingerprint,
+        metrics=metrics,
+        cost=cost(tapped.net, _blank(inputs.pictures)),
+    )
+
+
+def _blank(pictures: Pictures) -> Tensor:
+    return torch.zeros(1, *pictures.image.shape[1:])

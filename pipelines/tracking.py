@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 import mlflow
 import numpy as np
 import torch
-from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.models import infer_signature
 from mlflow.tracking import MlflowClient
@@ -26,8 +28,25 @@ from mlflow.tracking import MlflowClient
 from pipelines.models import Served
 
 EXPERIMENT = "kdsweep"
+COMMIT = "mlflow.source.git.commit"
 DEFAULT_STORE = Path("mlruns.db")
 DEFAULT_ARTIFACTS = Path("mlruns")
+
+
+# MLflow takes no longer ones
+_DIGEST_CHARACTERS = 36
+# of the comparison that the UI is asked for: its address has 35 characters for each
+_RUNS_COMPARED = 100
+
+
+@dataclass(frozen=True)
+class TrackedInput:
+    """Something that a run was trained on."""
+
+    name: str
+    digest: str  # its first 36 characters are kept
+    source: str  # where it came from
+    context: str  # what it is to the run: training, or the cache of a teacher
 
 
 @dataclass(frozen=True)
@@ -47,6 +66,22 @@ class TrackedRun:
         self.client.log_batch(
             self.run_id, tags=[RunTag(name, value) for name, value in tags.items()]
         )
+
+    def log_inputs(self, inputs: Iterable[TrackedInput]) -> None:
+        """Say what the run was trained on; the same again changes nothing."""
+        entities = [
+            DatasetInput(
+                Dataset(
+                    held.name,
+                    held.digest[:_DIGEST_CHARACTERS],
+                    source_type="local",
+                    source=json.dumps({"uri": held.source}),
+                ),
+                [InputTag("mlflow.data.context", held.context)],
+            )
+            for held in inputs
+        ]
+        self.client.log_inputs(self.run_id, datasets=entities)
 
     def end(self, status: str) -> None:
         """``status`` is FINISHED, FAILED or KILLED."""
@@ -72,7 +107,7 @@ class TrackedRun:
         student = student.cpu().eval()
         with torch.inference_mode():
             logits = student(torch.from_numpy(example)).numpy()
-        with _quiet(), _fluent(self.client.tracking_uri), mlflow.start_run(run_id=self.run_id):
+        with _quiet(), global_store(self.client.tracking_uri), mlflow.start_run(run_id=self.run_id):
             info = mlflow.pytorch.log_model(
                 student,
                 name="student",
@@ -139,6 +174,30 @@ class Tracker:
         return run
 
 
+def comparison_address(tracker: Tracker, server: str) -> str:
+    """Where a server of the store shows the runs of the last sweep side by side.
+
+    The list of all runs where there was no sweep yet.
+    """
+    experiment = tracker.experiment_id
+    sweeps = tracker.client.search_runs(
+        [experiment], "tags.`kd.kind` = 'sweep'", max_results=1, order_by=["start_time DESC"]
+    )
+    if not sweeps:
+        return f"{server}/#/experiments/{experiment}"
+    trials = tracker.client.search_runs(
+        [experiment],
+        f"tags.`kd.parent` = '{sweeps[0].info.run_id}'",
+        max_results=_RUNS_COMPARED,
+        order_by=["start_time ASC"],
+    )
+    runs, experiments = (
+        quote(json.dumps(ids, separators=(",", ":")), safe="[],")
+        for ids in ([trial.info.run_id for trial in trials], [experiment])
+    )
+    return f"{server}/#/compare-runs?runs={runs}&experiments={experiments}"
+
+
 def store_uri() -> str:
     """Where runs are tracked."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{DEFAULT_STORE.absolute()}"
@@ -162,11 +221,11 @@ def commit() -> dict[str, str]:
         found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return {}
-    return {"mlflow.source.git.commit": found.stdout.strip()}
+    return {COMMIT: found.stdout.strip()}
 
 
 @contextmanager
-def _fluent(uri: str) -> Iterator[None]:
+def global_store(uri: str) -> Iterator[None]:
     """MLflow's models know only its global store, which it keeps in the environment: lend ours."""
     before = os.environ.get("MLFLOW_TRACKING_URI")
     mlflow.set_tracking_uri(uri)

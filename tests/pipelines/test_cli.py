@@ -22,7 +22,10 @@ from typer.testing import CliRunner, Result
 from kdcore.models import convnet
 from pipelines.cli import app
 
-COMMANDS = ["check", "cache", "train", "sweep", "synthesize", "evaluate", "losses", "ui"]
+COMMANDS = [
+    *("check", "cache", "train", "sweep", "report", "synthesize"),
+    *("evaluate", "losses", "ui"),
+]
 Kd = Callable[..., Result]
 
 
@@ -213,6 +216,14 @@ def test_a_sweep_ends_with_table_student_and_the_way_to_the_ui(
     for words in ("no distillation (control)", "weight=1", "teacher", "best student: ", "kd ui"):
         assert words in result.stdout, words
     assert kd("evaluate", path, "--set", "epochs=1").exit_code == 0
+    (folder,) = (workdir / "runs" / "sweeps").iterdir()
+    before = (folder / "report.html").read_bytes()
+    (folder / "report.html").unlink()
+    told = kd("report", path, "--set", "epochs=1")
+    assert "report.html, with" in told.stdout, told.stderr
+    assert (folder / "report.html").read_bytes() == before
+    assert kd("report", folder).exit_code == 0
+    assert kd("report", path).exit_code == 2, "a sweep of other epochs has not been run"
 
 
 def test_the_losses_are_listed_with_what_they_compare(kd: Kd) -> None:

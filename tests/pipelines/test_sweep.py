@@ -82,13 +82,23 @@ def test_a_sweep_runs_once_per_configuration_and_is_all_in_mlflow(
     assert parent.data.metrics["test/top1"] == outcome.test["test/top1"]
     assert best_run(config).folder.absolute() == outcome.student.folder.absolute()
     logged = {file.path for file in Tracker().client.list_artifacts(parent.info.run_id)}
-    assert {"curves.png", "ranking.json", "student.onnx", "student.pt2"} <= logged
+    drawn = {"curves.png", "parallel.png", "costs.png", "report.html"}
+    assert drawn | {"ranking.json", "student.onnx", "student.pt2"} <= logged
     assert "kd.export" not in parent.data.tags
+    assert "model_card.md" in logged
+    champion = Tracker().client.get_model_version_by_alias("toy_sweep", "champion")
+    assert champion.run_id == parent.info.run_id
+    assert champion.description.startswith("# Best student of sweep toy_sweep")
+    for trial in trials:  # the control hears no teacher
+        taught = float(trial.data.params["losses.distill.weight"]) > 0
+        kinds = sorted(held.tags[0].value for held in trial.inputs.dataset_inputs)
+        assert kinds == ["teacher cache", "training"][not taught :]
 
     before = {path: path.stat().st_mtime_ns for path in Path("runs").glob("*/state.pt")}
     again = run_sweep(config)
     assert len(children(Tracker())[1]) == 8, "a second call logged its trials again"
     assert len(Tracker().client.search_runs([Tracker().experiment_id])) == 10
+    assert len(Tracker().client.search_model_versions("name = 'toy_sweep'")) == 1
     assert before == {path: path.stat().st_mtime_ns for path in Path("runs").glob("*/state.pt")}
     assert [row.values for row in again.rows] == [row.values for row in outcome.rows]
     assert not list(Path("runs").glob(".tune-*"))

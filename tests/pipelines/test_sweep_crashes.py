@@ -16,9 +16,9 @@ import yaml
 
 from pipelines import sweep as sweeps
 from pipelines.loop import STATE
+from pipelines.ranking import OUTCOME
 from pipelines.space import SweepConfig
 from pipelines.strict import validated
-from pipelines.sweep import OUTCOME
 from pipelines.train import RESULT
 
 RUN: dict[str, Any] = {

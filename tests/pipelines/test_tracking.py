@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import parse_qs
 
 import numpy as np
 import pytest
@@ -10,7 +12,13 @@ import torch
 
 from kdcore.models import convnet
 from pipelines.models import Served
-from pipelines.tracking import Tracker, commit, dotted
+from pipelines.tracking import (
+    TrackedInput,
+    Tracker,
+    commit,
+    comparison_address,
+    dotted,
+)
 
 # The folder holds no project: what loads the model there has only what the model brought.
 LOAD = """
@@ -77,6 +85,40 @@ def test_a_logged_student_loads_in_a_fresh_process_without_the_project(
     np.testing.assert_allclose(np.load(workdir / "logits.npy"), expected, rtol=1e-5, atol=1e-5)
     model = tracker.client.get_logged_model(uri.removeprefix("models:/"))
     assert model.source_run_id == run.run_id
+
+
+def test_what_a_run_was_trained_on_is_logged_once(tracker: Tracker) -> None:
+    run = tracker.start("trial", params={}, tags={})
+    pictures = TrackedInput("digits", "d" * 64, "digits", "training")
+    cache = TrackedInput("digits as teacher sees it", "cafe", "caches", "teacher cache")
+    for _ in range(2):
+        run.log_inputs([pictures, cache])
+    held = tracker.client.get_run(run.run_id).inputs.dataset_inputs
+    found = {
+        one.tags[0].value: (one.dataset.name, one.dataset.digest, json.loads(one.dataset.source))
+        for one in held
+    }
+    assert len(held) == 2
+    assert found == {
+        "training": ("digits", "d" * 36, {"uri": "digits"}),
+        "teacher cache": ("digits as teacher sees it", "cafe", {"uri": "caches"}),
+    }
+
+
+def test_the_ui_is_asked_for_the_trials_of_the_last_sweep(tracker: Tracker) -> None:
+    server = "http://127.0.0.1:5000"
+    assert comparison_address(tracker, server) == f"{server}/#/experiments/1"
+    trials = {}
+    for name in ("first", "second"):
+        parent = tracker.start(name, params={}, tags={"kd.kind": "sweep"})
+        runs = [tracker.start(f"{name}-{n}", params={}, tags={}, parent=parent) for n in (0, 1)]
+        trials[name] = {run.run_id for run in runs}
+    address, _, query = comparison_address(tracker, server).partition("?")
+    assert address == f"{server}/#/compare-runs"
+    asked = {name: json.loads(value) for name, (value,) in parse_qs(query).items()}
+    assert set(asked["runs"]) == trials["second"]
+    assert asked["experiments"] == ["1"]
+    assert not {" ", '"'} & set(query)
 
 
 def test_dotted_paths_name_every_leaf() -> None:

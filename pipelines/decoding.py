@@ -20,16 +20,19 @@ class Encoded:
     places: Sequence[str]
     contents: Sequence[Callable[[], bytes | None]]
     label: np.ndarray
-
-    @property
-    def num_classes(self) -> int:
-        return int(self.label.max()) + 1
+    num_classes: int
 
     def only(self, classes: np.ndarray) -> Encoded:
         """The pictures of some classes, which get the numbers of their places in the list."""
         rows = np.flatnonzero(np.isin(self.label, classes))
         places, contents = ([held[row] for row in rows] for held in (self.places, self.contents))
-        return Encoded(places, contents, np.searchsorted(classes, self.label[rows]))
+        label = np.searchsorted(classes, self.label[rows])
+        return Encoded(places, contents, label, len(classes))
+
+
+def num_labels(label: np.ndarray) -> int:
+    """How many classes there are if the last of them has a picture."""
+    return int(label.max()) + 1
 
 
 def stacked(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tarfile
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +13,8 @@ from typing import Any, Literal
 import numpy as np
 
 from pipelines.config import DataConfig
-from pipelines.decoding import Encoded
+from pipelines.decoding import Encoded, num_labels
+from pipelines.transfer import DONE, MANIFEST
 
 Part = Literal["train", "test"]
 LABELS = ("label", "labels", "fine_label")  # as Hugging Face's datasets call them
@@ -24,6 +26,7 @@ def _parquet(data: DataConfig, part: Part) -> Encoded:
     import pyarrow.parquet as pq
 
     root = root_of(data)
+    classes = _transfer_classes(root)
     files = sorted(root.glob(f"{part}*.parquet"))
     if not files:
         raise ValueError(f"no {part}*.parquet in {root}; data.root should be the folder of them")
@@ -33,7 +36,24 @@ def _parquet(data: DataConfig, part: Part) -> Encoded:
             raise ValueError(f"{file} lacks the columns {sorted(missing)}")
     columns = ["image", "label"]
     tables = [(str(file), pq.read_table(file, columns=columns)) for file in files]
-    return _of_tables(tables, "image", "label")
+    encoded = _of_tables(tables, "image", "label")
+    return replace(encoded, num_classes=max(classes, encoded.num_classes))
+
+
+def _transfer_classes(root: Path) -> int:
+    """Of a transfer set those of its teacher, as its pictures may lack the last; 0 of other data.
+
+    Raises ValueError for a set that is not finished.
+    """
+    manifest = root / MANIFEST
+    held = json.loads(manifest.read_text()) if manifest.is_file() else {}
+    if not {"teacher_digest", "num_classes"} <= held.keys():
+        return 0
+    if not (root / DONE).is_file():
+        raise ValueError(
+            f"{root} is an unfinished transfer set: it has no {DONE}; run `kd synthesize` again"
+        )
+    return int(held["num_classes"])
 
 
 def _huggingface(data: DataConfig, part: Part) -> Encoded:
@@ -69,7 +89,8 @@ def _of_tables(tables: Sequence[tuple[str, Any]], image: str, label: str) -> Enc
         places += [f"{file} row {row}" for row in range(len(cells))]
         contents += [cell.as_py for cell in cells]
     labels = [table[label].to_numpy() for _, table in tables]
-    return Encoded(places, contents, np.concatenate(labels).astype(np.int64))
+    joined = np.concatenate(labels).astype(np.int64)
+    return Encoded(places, contents, joined, num_labels(joined))
 
 
 def _folder(data: DataConfig, part: Part) -> Encoded:
@@ -88,7 +109,8 @@ def _folder(data: DataConfig, part: Part) -> Encoded:
             f"{strange or 'it is empty'}"
         )
     label = np.array([classes.index(path.parent.name) for path in files])
-    return Encoded([str(path) for path in files], [path.read_bytes for path in files], label)
+    contents = [path.read_bytes for path in files]
+    return Encoded([str(path) for path in files], contents, label, num_labels(label))
 
 
 def _webdataset(data: DataConfig, part: Part) -> Encoded:
@@ -110,7 +132,7 @@ def _webdataset(data: DataConfig, part: Part) -> Encoded:
             places.append(f"{file} {key}.{pictures[0]}")
             contents.append(partial(_member, file, *members[pictures[0]]))
             labels.append(int(_member(file, *members["cls"])))
-    return Encoded(places, contents, np.array(labels))
+    return Encoded(places, contents, np.array(labels), num_labels(np.array(labels)))
 
 
 def _samples(file: Path) -> Mapping[str, dict[str, tuple[int, int]]]:

@@ -101,6 +101,8 @@ def check(config: Config, changes: Changes = [], debug: Debug = False) -> None:
     count = sum(parameter.numel() for parameter in student.parameters())
     shape = "x".join(map(str, pictures.image.shape[1:]))
     console.print(f"{len(pictures.label)} pictures {shape}, {pictures.num_classes} classes")
+    for place in pictures.skipped:
+        console.print(f"  skipped {place}", soft_wrap=True, markup=False, highlight=False)
     console.print(f"student {run.student.name}: {count:,} parameters")
     for label, term in run.losses.items():
         whose = f"from {run.called(term.teacher)}" if term.teacher else ""

@@ -5,11 +5,13 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
 from pipelines.config import DataConfig
+from pipelines.memory import check_fits
 from pipelines.rows import FileRows, RowsWriter
 
 
@@ -20,16 +22,19 @@ class Encoded:
     places: Sequence[str]
     contents: Sequence[Callable[[], bytes | None]]
     label: np.ndarray
-
-    @property
-    def num_classes(self) -> int:
-        return int(self.label.max()) + 1
+    num_classes: int
 
     def only(self, classes: np.ndarray) -> Encoded:
         """The pictures of some classes, which get the numbers of their places in the list."""
         rows = np.flatnonzero(np.isin(self.label, classes))
         places, contents = ([held[row] for row in rows] for held in (self.places, self.contents))
-        return Encoded(places, contents, np.searchsorted(classes, self.label[rows]))
+        label = np.searchsorted(classes, self.label[rows])
+        return Encoded(places, contents, label, len(classes))
+
+
+def num_labels(label: np.ndarray) -> int:
+    """How many classes there are if the last of them has a picture."""
+    return int(label.max()) + 1
 
 
 def stacked(
@@ -38,6 +43,8 @@ def stacked(
     """Pixels, labels and what was skipped because it does not decode.
 
     In ``file``, if one is given, a picture at a time: then memory does not grow with their number.
+
+    Raises ValueError where they would not fit into memory, and where none decodes.
     """
     if encoded.label.min() < 0:
         raise ValueError(f"labels must be 0, 1, 2, ...; found {encoded.label.min()}")
@@ -57,15 +64,29 @@ def stacked(
             yield place, picture
 
     pictures = same_shape(decoded(), data)
-    image = np.stack(list(pictures)) if file is None else _filed(pictures, len(encoded.label), file)
+    first = next(pictures, None)
+    if first is None:
+        raise ValueError(f"no picture can be decoded; the first: {skipped[0]}")
+    most, all_of_them = len(encoded.label), chain([first], pictures)
+    if file is None:
+        check_fits(first.nbytes * most, f"{most} pictures {first.shape}")
+        image: np.ndarray | FileRows = _gathered(all_of_them, (most, *first.shape))
+    else:
+        image = _filed(all_of_them, RowsWriter(file, most, first.shape, first.dtype))
     return image, encoded.label[kept].astype(np.int64), tuple(skipped)
 
 
-def _filed(pictures: Iterator[np.ndarray], most: int, file: Path) -> FileRows:
-    first = next(pictures)
-    writer = RowsWriter(file, most, first.shape, first.dtype)
-    writer.put(np.array([0]), first[None])
-    for row, picture in enumerate(pictures, start=1):
+def _gathered(pictures: Iterable[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
+    # not np.stack, which would hold all of them twice
+    held, count = np.empty(shape, np.uint8), 0
+    for picture in pictures:
+        held[count] = picture
+        count += 1
+    return held[:count]
+
+
+def _filed(pictures: Iterable[np.ndarray], writer: RowsWriter) -> FileRows:
+    for row, picture in enumerate(pictures):
         writer.put(np.array([row]), picture[None])
     return writer.close()
 

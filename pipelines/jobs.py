@@ -15,7 +15,7 @@ from kdcore.taps import Tapped
 from kdcore.teachers import freeze
 from kdcore.types import Classifier
 from pipelines.build import build_student, build_teacher, build_used, checked
-from pipelines.cache.columns import columns_of
+from pipelines.cache.columns import Column, columns_of
 from pipelines.cache.forward import PartWriter
 from pipelines.cache.inspection import damaged_files, greatest_differences
 from pipelines.cache.manifest import cache_store, contents, fingerprint, is_complete
@@ -121,25 +121,31 @@ def cache_faults(run: RunConfig, *, watch: Watch, tracker: Tracker) -> Mapping[s
     faults = {}
     for label, layers in run.teacher_layers.items():
         held = run.teachers[label]
-        if held.source == "live":
-            continue
-        weights = teacher_weights(held, watch=watch, tracker=tracker)
-        teacher = build_teacher(held, pictures, layers, weights=weights, place=run.called(label))
-        alone = run.taught_by(label)
-        store = cache_store(alone, contents(alone, pictures, teacher))
-        columns = columns_of(held.logits, teacher)
-        if not is_complete(store, columns, run.data.views):
-            raise ValueError(f"cache {store} is not complete; run `kd cache` first")
-        faults[label] = [f"{name} is gone or has changed" for name in damaged_files(store)]
-        if not faults[label]:
+        if held.source == "cached":
+            weights = teacher_weights(held, watch=watch, tracker=tracker)
+            place = run.called(label)
+            teacher = build_teacher(held, pictures, layers, weights=weights, place=place)
+            alone = run.taught_by(label)
+            store = cache_store(alone, contents(alone, pictures, teacher))
             writer = PartWriter(alone, pictures, teacher, store, device=pick_device())
-            off = greatest_differences(store, columns, writer, np.random.default_rng())
-            faults[label] = [
-                f"{store / name}: the teacher differs by {times:.3g} times what is tolerated"
-                for name, times in off.items()
-                if times > 1
-            ]
+            faults[label] = _faults(writer, columns_of(held.logits, teacher))
     return faults
+
+
+def _faults(writer: PartWriter, columns: Sequence[Column]) -> list[str]:
+    """What is wrong with the cache of a writer; its numbers, where every file is as written."""
+    store = writer.store
+    if not is_complete(store, columns, writer.run.data.views):
+        raise ValueError(f"cache {store} is not complete; run `kd cache` first")
+    damaged = [f"{name} is gone or has changed" for name in damaged_files(store)]
+    if damaged:
+        return damaged
+    off = greatest_differences(store, columns, writer, np.random.default_rng())
+    return [
+        f"{store / name}: the teacher differs by {times:.3g} times what is tolerated"
+        for name, times in off.items()
+        if times > 1
+    ]
 
 
 def teacher_weights(teacher: TeacherConfig, *, watch: Watch, tracker: Tracker) -> Path:

@@ -28,11 +28,11 @@ from pipelines.build import build_teacher
 from pipelines.cluster import worker_resources, workers_at_once
 from pipelines.models import weights_digest
 from pipelines.sources import Pictures, read_pictures
-from pipelines.transfer import TransferConfig
+from pipelines.transfer import DONE, MANIFEST, TransferConfig
 from pipelines.views import normalised
 
 SCHEMA_VERSION = 1
-MANIFEST, DONE, SAMPLES = "manifest.json", "_SUCCESS", "samples"
+SAMPLES = "samples"
 SAMPLE_SIDE = 8  # pictures in a row and in a column of a sample
 ROWS_OF_RECORDS = 256
 

@@ -25,6 +25,9 @@ from kdcore.datafree.targets import RecordedActivations
 from pipelines.config import DataConfig, TeacherConfig, digest
 from pipelines.strict import Strict, problems
 
+# In the folder of a set: what it is of, and that every file is there.
+MANIFEST, DONE = "manifest.json", "_SUCCESS"
+
 
 class TransferConfig(Strict):
     """Pictures that a teacher's weights imply, with its answers: data for a run without data."""

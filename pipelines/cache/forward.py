@@ -16,7 +16,7 @@ from kdcore.types import Outputs
 from pipelines.build import teacher_precision
 from pipelines.cache.columns import CRC, LABEL, LAYERS, SAMPLE, Column, LayerColumn, to_parquet
 from pipelines.cache.manifest import view_folder
-from pipelines.cache.parts import Part, Receipt, receipt_of
+from pipelines.cache.parts import Part, Receipt, receipt_of, receipt_of_file
 from pipelines.cache.storage import Store
 from pipelines.config import RunConfig
 from pipelines.data import view_of
@@ -43,7 +43,23 @@ class PartWriter:
         self.teacher = teacher.to(device)
 
     def write(self, part: Part, columns: Sequence[Column]) -> dict[str, Receipt]:
-        """Put a file into each column's folder; returns their receipts by folder."""
+        """Put a file into each column's folder; returns their receipts by folder.
+
+        One that stands is left: who wrote it was killed before it could tell.
+        """
+        folders = {column: self._folder(column, part) for column in columns}
+        lacking = [column for column in columns if not folders[column].has(part.file)]
+        told = {
+            column.folder: receipt_of_file(folders[column], part)
+            for column in columns
+            if column not in lacking
+        }
+        return told | (self._written(part, lacking) if lacking else {})
+
+    def _folder(self, column: Column, part: Part) -> Store:
+        return self.store / column.folder / view_folder(part.view)
+
+    def _written(self, part: Part, columns: Sequence[Column]) -> dict[str, Receipt]:
         chunks = list(self._chunks(part, columns))
         crc = np.concatenate([crc for crc, _ in chunks])
         self._check_replay(part, crc)
@@ -51,7 +67,7 @@ class PartWriter:
         for place, column in enumerate(columns):
             held = pa.concat_tables(encoded[place] for _, encoded in chunks)
             content = to_parquet(self._named(part, column, crc, held.combine_chunks()))
-            (self.store / column.folder / view_folder(part.view)).write(part.file, content)
+            self._folder(column, part).write(part.file, content)
             receipts[column.folder] = receipt_of(content, num_rows=len(part.rows))
         return receipts
 

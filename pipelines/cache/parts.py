@@ -84,7 +84,7 @@ class Group:
             return
         for part in self.parts:  # those that an earlier call wrote before it was stopped
             if part.file not in self.receipts:
-                self.receipts[part.file] = _receipt_of_file(self.folder, part)
+                self.receipts[part.file] = receipt_of_file(self.folder, part)
         files = {part.file: self.receipts[part.file] for part in self.parts}
         mark(self.store, self.column.folder, self.view, files)
         for name in self.folder.listed():  # that someone was killed while writing
@@ -97,7 +97,8 @@ def receipt_of(content: pa.Buffer, *, num_rows: int) -> Receipt:
     return {"rows": num_rows, "bytes": content.size, "sha256": sha256(content).hexdigest()}
 
 
-def _receipt_of_file(folder: Store, part: Part) -> Receipt:
+def receipt_of_file(folder: Store, part: Part) -> Receipt:
+    """The receipt of a file that stands; ValueError where it is not whole."""
     content = folder.read(part.file)
     try:
         num_rows = pq.read_metadata(pa.BufferReader(content)).num_rows

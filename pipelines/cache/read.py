@@ -14,6 +14,7 @@ from pipelines.cache.columns import SAMPLE, Column, LayerColumn, part_arrays
 from pipelines.cache.manifest import DONE, marker, view_folder
 from pipelines.cache.storage import Store
 from pipelines.data import TeacherRows
+from pipelines.memory import check_fits
 from pipelines.rows import Rows, RowsWriter, blank, open_rows
 from pipelines.sources import Pictures
 
@@ -26,8 +27,12 @@ def read_cache(
     Rows that a view does not hold (the validation split, in an augmented view) are NaN. With
     ``spool`` they are unpacked into flat files there, once, and read from them row by row.
 
-    Raises ValueError where a file that a marker lists is gone or has other rows.
+    Raises ValueError where a file that a marker lists is gone or has other rows, and, before any
+    is read, where they would not fit into memory.
     """
+    if spool is None:
+        row = sum(_bytes_per_row(store, column) for column in columns)
+        check_fits(row * len(pictures.label) * (views + 1), f"cache {store}")
     held: dict[Column, tuple[Rows, ...]] = {}
     for column in columns:
         parts = [
@@ -37,6 +42,12 @@ def read_cache(
     layers = [column for column in columns if isinstance(column, LayerColumn)]
     (logits,) = set(columns) - set(layers)
     return TeacherRows(held[logits], {column.layer: held[column] for column in layers})
+
+
+def _bytes_per_row(store: Store, column: Column) -> int:
+    """Of a column as it is held, unpacked: of its first file."""
+    first = part_arrays(next(_tables(store, column, 0)))
+    return sum(values[:1].nbytes for values in first.values())
 
 
 def _parts(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import ray
@@ -45,33 +45,46 @@ def write_cache(
     total = sum(len(part.rows) for parts in views for part in parts)
     with store.alone(lambda: watch(0, total, "written by another process")):
         write_manifest(store, contents(run, pictures, teacher), num_rows=len(pictures.label))
-        groups = [
-            Group(store, column, parts)
-            for column in columns
-            for view, parts in enumerate(views)
-            if marker(store, column.folder, view) is None
-        ]
-        for group in groups:
-            group.mark_if_whole()  # of which only the marker was missing
-        work = [
-            (part, lacking)
-            for parts in views
-            for part in parts
-            if (lacking := _lacking(part, groups))
-        ]
+        groups = _unmarked(store, columns, views)
+        work = _work(views, groups)
         done = total - sum(len(part.rows) for part, _ in work)
         watch(done, total, "")
         for part, receipts in written(work, run, pictures, teacher, store):
-            for group in groups:
-                if group.view == part.view and group.column.folder in receipts:
-                    group.enter(part, receipts[group.column.folder])
-                    group.mark_if_whole()
+            _enter(part, receipts, groups)
             done += len(part.rows)
             watch(done, total, "")
 
 
-def _lacking(part: Part, groups: Sequence[Group]) -> list[Column]:
-    return [group.column for group in groups if group.lacks(part)]
+def _unmarked(
+    store: Store, columns: Sequence[Column], views: Sequence[Sequence[Part]]
+) -> list[Group]:
+    """The views of columns without their marker, after those that lacked nothing else have it."""
+    groups = [
+        Group(store, column, parts)
+        for column in columns
+        for view, parts in enumerate(views)
+        if marker(store, column.folder, view) is None
+    ]
+    for group in groups:
+        group.mark_if_whole()
+    return groups
+
+
+def _work(views: Sequence[Sequence[Part]], groups: Sequence[Group]) -> Work:
+    lacking = [
+        (part, [group.column for group in groups if group.lacks(part)])
+        for parts in views
+        for part in parts
+    ]
+    return [(part, columns) for part, columns in lacking if columns]
+
+
+def _enter(part: Part, receipts: Mapping[str, Receipt], groups: Sequence[Group]) -> None:
+    """The files of a part have come, by the folders of their columns."""
+    for group in groups:
+        if group.view == part.view and group.column.folder in receipts:
+            group.enter(part, receipts[group.column.folder])
+            group.mark_if_whole()
 
 
 class _Actor:

@@ -25,6 +25,7 @@ STREAMS = {
     "partner": 10,
     "classes": 20,
 }
+NUMBERS_AT_ONCE = 2**14  # of a permutation: the words of one take twenty times its own memory
 _BLOCK_SHIFT = 16  # the counter's last word is the stream, and above it the block of four words
 
 
@@ -42,8 +43,15 @@ def random_words(
 
 def permutation(count: int, *, seed: int, epoch: int, stream: str) -> Tensor:
     """The numbers 0 to count - 1 in an order drawn from (seed, epoch)."""
-    words = random_words(torch.arange(count), view=epoch, stream=stream, seed=seed)
-    return torch.argsort((words[:, 0] << 31) | (words[:, 1] >> 1), stable=True)
+    keys = [
+        _keys(random_words(some, view=epoch, stream=stream, seed=seed))
+        for some in torch.arange(count).split(NUMBERS_AT_ONCE)
+    ]
+    return torch.argsort(torch.cat(keys), stable=True)
+
+
+def _keys(words: Tensor) -> Tensor:
+    return (words[:, 0] << 31) | (words[:, 1] >> 1)
 
 
 @dataclass(frozen=True, slots=True)

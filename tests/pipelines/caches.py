@@ -108,3 +108,11 @@ def files_of(folder: Path) -> dict[str, int]:
         str(path.relative_to(folder)): path.stat().st_mtime_ns
         for path in folder.glob("**/part-*.parquet")
     }
+
+
+ROWS_PER_CRASH_FILE = 40
+
+
+def crash_run(folder: str) -> RunConfig:
+    """The run whose cache is written while somebody is killed, in (10 + 2 * 8) * 3 files."""
+    return toy(caches=folder, data__views=2)

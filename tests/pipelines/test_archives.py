@@ -155,3 +155,19 @@ def test_a_data_set_that_is_not_there_is_named(tmp_path: Path) -> None:
         read("huggingface", tmp_path)
     with pytest.raises(ValueError, match=r"no train\*\.tar in"):
         read("webdataset", tmp_path)
+
+
+def test_pictures_that_do_not_fit_into_memory_are_refused_before_they_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write("webdataset", tmp_path)
+    monkeypatch.setattr("pipelines.memory.available_bytes", lambda: COLOUR.nbytes - 1)
+    with pytest.raises(ValueError, match=r"6 pictures \(3, 5, 7\) would take .*set `data.spool`"):
+        read("webdataset", tmp_path)
+    assert len(read("webdataset", tmp_path, spool=tmp_path / "spool").label) == 6
+
+
+def test_pictures_of_which_none_decodes_are_refused(tmp_path: Path) -> None:
+    write("webdataset", tmp_path, [b"no picture"] * 6)
+    with pytest.raises(ValueError, match=r"no picture can be decoded; the first: .*0000\.png"):
+        read("webdataset", tmp_path, on_bad_image="skip")

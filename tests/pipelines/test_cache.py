@@ -265,3 +265,17 @@ def test_what_an_actor_cannot_do_is_said_in_one_line(
     with pytest.raises(RuntimeError, match=r"^the cache could not be written: .* float16"):
         write(run)
     assert not is_complete(store_of(run), columns_for(run), 0)
+
+
+def test_rows_that_do_not_fit_into_memory_are_refused_before_they_are_read(
+    run: RunConfig, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = read(run)
+    held = [*rows.logits, *(view for layer in rows.features.values() for view in layer)]
+    num_bytes = sum(np.asarray(view).nbytes for view in held)
+    monkeypatch.setattr("pipelines.memory.available_bytes", lambda: num_bytes)
+    read(run)
+    monkeypatch.setattr("pipelines.memory.available_bytes", lambda: num_bytes - 1)
+    with pytest.raises(ValueError, match=r"cache .* would take .*; set `data.spool` to a folder"):
+        read(run)
+    assert read(toy(data__spool="spool")).logits[0][np.arange(3)].shape == (3, 10)

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from PIL import Image
 from safetensors.torch import save_file
 from typer.testing import CliRunner, Result
 
@@ -167,6 +168,21 @@ def test_a_cache_is_told_of_checked_and_cleaned_up(
 def test_debug_shows_the_traceback(kd: Kd, toy_run: Path) -> None:
     result = kd("check", toy_run, "--set", "epoch=3", "--debug")
     assert isinstance(result.exception, ValueError)
+
+
+def test_check_lists_the_pictures_that_are_left_out(kd: Kd, workdir: Path) -> None:
+    for label, count in (("cat", 5), ("dog", 4)):
+        folder = workdir / "pictures" / "train" / label
+        folder.mkdir(parents=True)
+        for number in range(count):
+            Image.new("L", (8, 8), number).save(folder / f"{number}.png")
+    (workdir / "pictures" / "train" / "dog" / "4.png").write_bytes(b"no picture")
+    data = {"name": "folder", "root": "pictures", "on_bad_image": "skip", "validation": 0.5}
+    run = {"student": {"name": "convnet"}, "data": data, "epochs": 1, "batch_size": 2}
+    Path("run.yaml").write_text(yaml.safe_dump(run | {"losses": {"ce": {}}}))
+    result = kd("check", Path("run.yaml"))
+    assert "9 pictures 1x8x8, 2 classes" in result.stdout
+    assert "skipped pictures/train/dog/4.png: a picture that cannot be decoded" in result.stdout
 
 
 def test_check_says_what_would_be_trained(kd: Kd, toy_run: Path, workdir: Path) -> None:

@@ -22,7 +22,7 @@ from pipelines.config import DataConfig
 from pipelines.sources import read_pictures
 from pipelines.strict import validated
 from pipelines.tracking import store_uri
-from pipelines.transfer import TransferConfig
+from pipelines.transfer import DONE, MANIFEST, TransferConfig
 from pipelines.views import normalised
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -103,15 +103,33 @@ def test_where_the_pictures_come_from_is_written_beside_and_inside_them(
 ) -> None:
     made = config(content, seed=5)
     folder = write(made)
-    manifest = json.loads((folder / synthesize.MANIFEST).read_text())
+    manifest = json.loads((folder / MANIFEST).read_text())
     inside = pq.read_schema(folder / "train-00002.parquet").metadata[b"kd"]
     assert json.loads(inside) == manifest
     assert manifest["method"] == "deepinversion"
     assert manifest["plan"]["schedule"] == {"batch_size": 8, "steps": 6}
     assert manifest["seed"] == 5
     assert len(manifest["teacher_digest"]) == 64
-    listed = json.loads((folder / synthesize.DONE).read_text())
+    listed = json.loads((folder / DONE).read_text())
     assert [one["rows"] for one in listed.values()] == [8, 8, 8, 8, 8, 2]
+
+
+def test_a_set_has_the_classes_of_its_teacher_whichever_its_pictures_are_of(
+    content: dict[str, Any],
+) -> None:
+    made = config(content, count=2)
+    folder = write(made)
+    data = DataConfig(name="parquet", root=folder)
+    pictures = read_pictures(data, "train")
+    assert len(set(pictures.label.tolist())) < 4
+    assert pictures.num_classes == 4
+
+
+def test_a_set_that_is_not_finished_is_no_dataset(content: dict[str, Any]) -> None:
+    folder = write(config(content, count=10))
+    (folder / DONE).unlink()
+    with pytest.raises(ValueError, match=r"unfinished transfer set.*run `kd synthesize` again"):
+        read_pictures(DataConfig(name="parquet", root=folder), "train")
 
 
 def test_only_what_is_missing_is_made(content: dict[str, Any]) -> None:
@@ -120,7 +138,7 @@ def test_only_what_is_missing_is_made(content: dict[str, Any]) -> None:
     before = digests(folder)
     times = {path.name: path.stat().st_mtime_ns for path in folder.glob("*.parquet")}
     (folder / "train-00003.parquet").unlink()
-    (folder / synthesize.DONE).unlink()
+    (folder / DONE).unlink()
     assert not synthesize.is_made(folder)
     told: list[tuple[int, int, int]] = []
     write(made, lambda shard, done, total, metrics: told.append((shard, done, total)))
@@ -156,7 +174,7 @@ def test_a_file_with_rows_missing_is_refused(content: dict[str, Any]) -> None:
 def test_a_folder_of_another_teacher_is_refused(content: dict[str, Any]) -> None:
     made = config(content)
     folder = write(made)
-    manifest = folder / synthesize.MANIFEST
+    manifest = folder / MANIFEST
     held = json.loads(manifest.read_text())
     manifest.write_text(json.dumps({**held, "teacher_digest": "0" * 64}))
     with pytest.raises(ValueError, match=r"of other pictures \(teacher_digest differ\)"):

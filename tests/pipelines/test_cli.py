@@ -22,7 +22,7 @@ from typer.testing import CliRunner, Result
 from kdcore.models import convnet
 from pipelines.cli import app
 
-COMMANDS = ["check", "cache", "train", "sweep", "synthesize", "evaluate", "losses", "ui"]
+COMMANDS = ["check", "cache", "train", "sweep", "synthesize", "evaluate", "losses", "submit", "ui"]
 Kd = Callable[..., Result]
 
 

@@ -21,6 +21,7 @@ from pipelines.loading import load
 from pipelines.space import SweepConfig, neighbours
 
 if TYPE_CHECKING:  # Ray and MLflow take seconds to import: commands that need them do it
+    from pipelines.submit import JobSubmissionClient
     from pipelines.sweep import Outcome
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
@@ -342,6 +343,59 @@ def losses(debug: Debug = False) -> None:
     from pipelines.catalogue import losses_table
 
     typer.echo(losses_table())
+
+
+@app.command()
+@_explained
+def submit(
+    config: Annotated[Path | None, typer.Argument(help="A run or a sweep, as YAML.")] = None,
+    changes: Changes = [],
+    address: Annotated[
+        str, typer.Option(help="The dashboard of the cluster, http://HOST:PORT.")
+    ] = "http://127.0.0.1:8265",
+    folder: Annotated[
+        Path | None,
+        typer.Option(help="Where on the cluster to run; this folder's path without it."),
+    ] = None,
+    detach: Annotated[bool, typer.Option("--detach", help="Do not wait for the end.")] = False,
+    installed: Annotated[
+        bool, typer.Option("--installed", help="Run the cluster's own code, and send none.")
+    ] = False,
+    status: Annotated[str, typer.Option(help="Only say how that job is.")] = "",
+    logs: Annotated[str, typer.Option(help="Only say what that job said.")] = "",
+    stop: Annotated[str, typer.Option(help="Only stop that job.")] = "",
+    debug: Debug = False,
+) -> None:
+    """Train a run or a sweep on a cluster elsewhere; Ctrl-C stops it unless it is detached."""
+    from pipelines import submit as jobs
+
+    if [config is not None, bool(status), bool(logs), bool(stop)].count(True) != 1:
+        raise ValueError("expected either a file or a job's id by --status, --logs or --stop")
+    loaded = load(config, changes) if config else None
+    client = jobs.connected(address)
+    if loaded is None:
+        _tell_of_job(client, status=status, logs=logs, stop=stop)
+        return
+    job = jobs.submit(loaded, client, folder=folder or Path.cwd(), with_code=not installed)
+    console.print(f"job {job}", soft_wrap=True)
+    if detach:
+        return
+    ended = jobs.follow(client, job, lambda words: typer.echo(words))
+    console.print(f"job {job} {ended.value.lower()}", soft_wrap=True)
+    if ended.value != "SUCCEEDED":
+        raise typer.Exit(1)
+
+
+def _tell_of_job(client: JobSubmissionClient, *, status: str, logs: str, stop: str) -> None:
+    from pipelines import submit as jobs
+
+    if logs:
+        typer.echo(client.get_job_logs(logs), nl=False)
+        return
+    if stop:
+        client.stop_job(stop)
+        jobs.ended(client, stop)
+    console.print(jobs.described(client, status or stop), soft_wrap=True, markup=False)
 
 
 @app.command()

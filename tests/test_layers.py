@@ -28,7 +28,7 @@ OWNERS = {
     "optuna": {"searchers"},
     "pyarrow": {*(f"cache.{name}" for name in PARQUET), "archives", "synthesize"},
     "pydantic": {*CHECKED},
-    "ray": {"cache.write", "cluster", "pruning", "searchers", "synthesize", *TRAINING},
+    "ray": {"cache.write", "cluster", "pruning", "searchers", "submit", "synthesize", *TRAINING},
     "rich": {"cli"},
     "safetensors": {"models"},
     "scipy": {"significance"},

@@ -25,7 +25,7 @@ from pipelines.cli import app
 
 COMMANDS = [
     *("check", "cache", "train", "sweep", "report", "synthesize"),
-    *("evaluate", "losses", "ui"),
+    *("evaluate", "losses", "submit", "ui"),
 ]
 Kd = Callable[..., Result]
 

@@ -92,7 +92,7 @@ def test_a_writer_killed_at_any_line_loses_nothing_that_stands(
     check_exact(tmp_path, undisturbed, before=stood[-2])
 
 
-@pytest.mark.parametrize("victim", ["driver", "actor"])
+@pytest.mark.parametrize("victim", ["driver", "actor", "node"])
 @pytest.mark.parametrize("seed", SEEDS)
 def test_whoever_is_killed_the_cache_is_that_of_an_undisturbed_write(
     tmp_path: Path, undisturbed: Path, victim: str, seed: int

@@ -1,6 +1,6 @@
 """What a cache costs and what it saves: writing, reading, bytes, memory, and when it pays.
 
-Usage: OMP_NUM_THREADS=1 python tests/benchmarks/cache.py [build] [read] [size] [memory] [pays]
+Usage: OMP_NUM_THREADS=1 python tests/benchmarks/cache.py [build] [actors] [read] [size] ...
 
 One thread, process time, noise of CIFAR's size (3x32x32, uint8, 100 classes). Issue 6 asks:
 writing at 0.95 of a bare loop of the same teacher at the same batch size, reading 40,000 rows/s per
@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pyarrow as pa
@@ -32,6 +33,8 @@ from pipelines.cache.columns import Column, columns_of, layer_column, logits_col
 from pipelines.cache.forward import ROWS_PER_FORWARD, PartWriter
 from pipelines.cache.parts import Part
 from pipelines.cache.storage import store_at
+from pipelines.cache.write import write_cache
+from pipelines.cluster import cluster
 from pipelines.config import RunConfig
 from pipelines.data import Reader, TeacherRows
 from pipelines.formats import TopConfig
@@ -41,6 +44,7 @@ from pipelines.strict import validated
 from pipelines.views import normalised
 
 CLASSES, ROWS = 100, 50_000
+ACTORS_ROWS = 20 * 2048  # twenty files a view
 WRITTEN, STEPS, ROUNDS = 256, 2, 3  # rows of a file that is written, steps of a student
 EPOCHS, VIEWS, BATCH = 240, 16, 64  # of one trial, as the literature trains
 
@@ -109,6 +113,34 @@ def build() -> None:
     table("resnet32x4, batches of 128", "images/s per core")
     print(f"| bare loop | {alone:.1f} |\n| cache: view, teacher, Parquet | {written:.1f} |")
     print(f"\nratio {written / alone:.3f}, asked 0.95; a writer starts in {start_cost:.2f} s")
+
+
+def actors() -> None:
+    """The whole of ``write_cache`` by Ray, wall time, with one actor and with two: needs two cores.
+
+    The rate is of the files after the first of each actor; what comes before is the start.
+    """
+    table("resnet20, actors", "images/s", "start, s")
+    for count in (1, 2):
+        told = written_by(count)
+        (first, rows), (last, every) = told[count], told[-1]
+        rate = (every - rows) / (last - first)
+        print(f"| {count} | {rate:.0f} | {first - rows / rate:.1f} |", flush=True)
+
+
+def written_by(count: int) -> list[tuple[float, int]]:
+    """Seconds since the start and rows that are done, as a cache is written by so many actors."""
+    teacher, pictures = freeze(network("resnet20")), noise(ACTORS_ROWS)
+    told: list[tuple[float, int]] = []
+    one = patch("pipelines.cache.write.workers_at_once", lambda: count)
+    with tempfile.TemporaryDirectory() as folder, one, cluster():
+        columns, began = columns_of("float16", teacher), time.perf_counter()
+
+        def watch(done: int, total: int, *note: str) -> None:
+            told.append((time.perf_counter() - began, done))
+
+        write_cache(run_of(), pictures, teacher, store_at(folder), columns, watch)
+    return told
 
 
 def spooled(folder: Path, name: str, held: Iterator[np.ndarray], count: int) -> FileRows:
@@ -223,7 +255,10 @@ def pays() -> None:
         print(f"| {views} | {first:.1f} | " + " | ".join(f"{gain:.2f}x" for gain in times) + " |")
 
 
-PARTS = {"build": build, "read": read, "size": size, "memory": memory, "pays": pays}
+PARTS = {
+    **{"build": build, "actors": actors, "read": read},
+    **{"size": size, "memory": memory, "pays": pays},
+}
 
 if __name__ == "__main__":
     torch.set_num_threads(1)

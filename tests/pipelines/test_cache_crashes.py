@@ -92,8 +92,10 @@ def test_a_writer_killed_at_any_line_loses_nothing_that_stands(
     check_exact(tmp_path, undisturbed, before=stood[-2])
 
 
+# each starts a Ray of its own; after them the suite's own Ray was found dead once
+@pytest.mark.slow
 @pytest.mark.parametrize("victim", ["driver", "actor", "node"])
-@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("seed", range(4))
 def test_whoever_is_killed_the_cache_is_that_of_an_undisturbed_write(
     tmp_path: Path, undisturbed: Path, victim: str, seed: int
 ) -> None:

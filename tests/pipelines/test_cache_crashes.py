@@ -92,7 +92,7 @@ def test_a_writer_killed_at_any_line_loses_nothing_that_stands(
     check_exact(tmp_path, undisturbed, before=stood[-2])
 
 
-# each starts a Ray of its own; after them the suite's own Ray was found dead once
+# each starts a Ray of its own, which takes 20 s
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", ["driver", "actor", "node"])
 @pytest.mark.parametrize("seed", range(4))

@@ -31,6 +31,7 @@ from pipelines.diagnostics import bounds, matched
 from pipelines.models import read_weights, save_weights
 from pipelines.optimizer import CosineConfig, OptimizerConfig
 from pipelines.students import layer_of
+from pipelines.usage import Meter
 
 Metrics = dict[str, float]
 # What an epoch gave, and the folder of its checkpoint, which the receiver may empty (None on every
@@ -90,7 +91,7 @@ def fit(
         report(past, None)
 
     for epoch in range(len(progress.history), run.epochs):
-        started = time.perf_counter()
+        started, meter = time.perf_counter(), Meter(device)
         learning_rate = schedule.get_last_lr()[0]
         batches = with_teachers(run, reader.train(epoch), live, device)
         metrics = _train_epoch(module.train(), batches, optimizer, scaler, run.precision)
@@ -101,6 +102,7 @@ def fit(
             rows = reader.held_out(run.diagnostics.rows)
             beside = with_teachers(run, rows, live, device)
             metrics |= bounds(matched(step.student, beside, teacher=run.diagnostics.teacher))
+        metrics |= _summed(meter.read(), device)
         metrics |= {"lr": learning_rate, "seconds": time.perf_counter() - started}
         metrics["epoch"] = epoch + 1
         if progress.add(metrics):
@@ -192,6 +194,14 @@ def _train_epoch(
         dist.all_reduce(totals)
         totals /= dist.get_world_size()
     return {f"train/{name}": value for name, value in zip(sums, totals.tolist(), strict=True)}
+
+
+def _summed(used: Mapping[str, float], device: torch.device) -> Metrics:
+    """What all workers together take of the machine."""
+    sums = torch.tensor(list(used.values()), dtype=torch.float64, device=device)
+    if dist.is_initialized():
+        dist.all_reduce(sums)
+    return dict(zip(used, sums.tolist(), strict=True))
 
 
 def _autocast(device: torch.device, precision: str) -> torch.autocast:

@@ -26,6 +26,7 @@ OWNERS = {
     "mlflow": {"registry", "tracking"},
     "onnxruntime": {"exports"},
     "optuna": {"searchers"},
+    "psutil": {"usage"},
     "pyarrow": {*(f"cache.{name}" for name in PARQUET), "archives", "synthesize"},
     "pydantic": {*CHECKED},
     "ray": {"cache.write", "cluster", "pruning", "searchers", "submit", "synthesize", *TRAINING},

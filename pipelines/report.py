@@ -100,15 +100,21 @@ def _is_control(run: RunConfig) -> bool:
 def _label(trial: Trial) -> str:
     if _is_control(trial.run):
         return f"no distillation (control) {_setting(trial)}".strip()
-    variant = str(trial.changes.get(VARIANT, ""))
-    rest = _words({p: v for p, v in trial.changes.items() if p not in ("seed", VARIANT)})
-    return f"{variant} {rest}".strip() or "base"
+    return described({path: value for path, value in trial.changes.items() if path != "seed"})
 
 
 def _setting(trial: Trial) -> str:
     changes = trial.changes.items()
     beside = {p: v for p, v in changes if p not in ("seed", VARIANT)}
     return _words({p: v for p, v in beside.items() if not p.startswith("losses.")})
+
+
+def described(changes: Mapping[str, Any]) -> str:
+    """A trial's changes in words: the variant, then each value after the shortest clear name."""
+    variant = str(changes.get(VARIANT, ""))
+    return (
+        f"{variant} {_words({p: v for p, v in changes.items() if p != VARIANT})}".strip() or "base"
+    )
 
 
 def _words(changes: Mapping[str, Any]) -> str:

@@ -36,6 +36,7 @@ from pipelines.registry import register_champion, registered_name, registered_ve
 from pipelines.report import Row, Trial, best_trial, ranked
 from pipelines.sources import Pictures, read_pictures
 from pipelines.space import VARIANT, SweepConfig, neighbours
+from pipelines.standing import Show
 from pipelines.strict import validated
 from pipelines.tracking import COMMIT, TrackedRun, Tracker, commit
 from pipelines.train import RESULT, Finished, Inputs, Teacher, finished
@@ -68,13 +69,15 @@ def sweep(
     config: SweepConfig,
     *,
     watch: jobs.Watch,
+    show: Show,
     tracker: Tracker,
     verbose: bool,
     command: str = "",
 ) -> Outcome:
     """Run every trial and judge the students; the test split is seen by the chosen one only.
 
-    ``command`` is what called it, for the report.
+    ``watch`` is told of what comes before the trials, ``show`` of these. ``command`` is what called
+    it, for the report.
     """
     for run in neighbours(config):
         checked(run)
@@ -86,7 +89,7 @@ def sweep(
         tags = {"kd.kind": "sweep", "kd.cache": " ".join(i.fingerprint for i in inputs.values())}
         with tracker.start(folder.name, params=plain(config), tags=tags) as parent:
             trials = run_trials(
-                config, inputs, proposals=folder, watch=watch, tracker=tracker, parent=parent
+                config, inputs, proposals=folder, show=show, tracker=tracker, parent=parent
             )
             outcome = _judged(config, trials, inputs)
             held = inputs[inputs_key(outcome.best.run)]

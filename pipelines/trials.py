@@ -1,4 +1,4 @@
-"""The trials of a sweep on Ray Tune: the space as Tune takes it, one trial, and who follows it."""
+"""The trials of a sweep on Ray Tune: the space as Tune takes it, who searches and who stops."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +14,16 @@ from ray import tune
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import BasicVariantGenerator, SearchAlgorithm, Searcher
 
-from pipelines import jobs
 from pipelines.cluster import gpus_there, num_cores, worker_resources, workers_at_once
-from pipelines.config import RunConfig
+from pipelines.following import Follow, own_metrics
 from pipelines.pruning import PruneConfigurations
 from pipelines.report import Trial
 from pipelines.searchers import ProposeByOptuna
 from pipelines.space import SEED, SweepConfig, points
+from pipelines.standing import Show, Standing
 from pipelines.tracking import TrackedRun, Tracker
-from pipelines.train import Inputs, OnEpoch, finished
-from pipelines.trial import changes_of, inputs_key, run_trial
+from pipelines.train import Inputs, finished
+from pipelines.trial import changes_of, run_trial
 
 PROPOSALS = "proposals.jsonl"  # of a search that learns, in the sweep's folder
 
@@ -34,7 +33,7 @@ def run_trials(
     inputs: Mapping[str, Inputs],
     *,
     proposals: Path,
-    watch: jobs.Watch,
+    show: Show,
     tracker: Tracker,
     parent: TrackedRun,
 ) -> list[Trial]:
@@ -54,7 +53,8 @@ def run_trials(
     )
     listed = None if config.search.algorithm == "optuna" else points(config)
     total = config.search.num_samples * config.seeds if listed is None else len(listed)
-    follow = _Follow(config, inputs, watch=watch, tracker=tracker, parent=parent, total=total)
+    standing = Standing(total, concurrent, metric=config.search.metric, mode=config.search.mode)
+    follow = Follow(config, inputs, show=show, tracker=tracker, parent=parent, standing=standing)
     # what Tune keeps is thrown away: the runs' own folders are the ones that last
     base.runs.mkdir(parents=True, exist_ok=True)
     folder = tempfile.mkdtemp(prefix=".tune-", dir=base.runs)
@@ -155,82 +155,4 @@ def _as_trial(config: SweepConfig, result: tune.Result) -> Trial:
     done = finished(run)
     if done is not None:
         return Trial(run, changes, done.best, is_whole=True)
-    return Trial(run, changes, _own_metrics(result.metrics or {}), is_whole=False)
-
-
-@dataclass
-class _Followed:
-    run: RunConfig
-    tracked: TrackedRun
-    on_epoch: OnEpoch
-
-
-class _Follow(tune.Callback):
-    """Writes what trials report to MLflow, from the driver, and tells how far the sweep is."""
-
-    def __init__(
-        self,
-        config: SweepConfig,
-        inputs: Mapping[str, Inputs],
-        *,
-        watch: jobs.Watch,
-        tracker: Tracker,
-        parent: TrackedRun,
-        total: int,
-    ) -> None:
-        self._config, self._inputs, self._watch = config, inputs, watch
-        self._tracker, self._parent, self._total = tracker, parent, total
-        self._followed: dict[str, _Followed] = {}
-        self._ended: set[str] = set()
-        self._actors: list[ray.actor.ActorHandle] = []
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # Tune stores its callbacks with the experiment; this one belongs to the driver's process
-        return (tune.Callback, ())
-
-    def _of(self, trial: Any) -> _Followed:
-        if trial.trial_id not in self._followed:
-            run = self._config.run(changes_of(trial.config))
-            inputs = self._inputs[inputs_key(run)]
-            tracked = jobs.start_tracking(run, inputs, self._tracker, self._parent)
-            on_epoch = jobs.follower(run, tracked, lambda *progress: None)
-            self._followed[trial.trial_id] = _Followed(run, tracked, on_epoch)
-        return self._followed[trial.trial_id]
-
-    def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        self._actors.append(trial.temporary_state.ray_actor)
-        self._of(trial)
-
-    def on_trial_result(
-        self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any
-    ) -> None:
-        self._of(trial).on_epoch(_own_metrics(result))
-
-    def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        whole = (trial.last_result or {}).get("epoch") == self._of(trial).run.epochs
-        self._end(trial, "FINISHED" if whole else "KILLED")
-
-    def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        self._end(trial, "FAILED")
-
-    def end_all(self) -> None:
-        """Close what a broken-off sweep leaves open; Tune itself leaves its actors at work."""
-        for actor in self._actors:
-            ray.kill(actor)
-        for trial_id, followed in self._followed.items():
-            if trial_id not in self._ended:
-                followed.tracked.end("KILLED")
-
-    def _end(self, trial: Any, status: str) -> None:
-        self._of(trial).tracked.end(status)
-        self._ended.add(trial.trial_id)
-        metric = self._config.search.metric
-        value = (trial.last_result or {}).get(metric)
-        shown = status.lower() if value is None else f"{metric} {value:.4f}"
-        self._watch("sweep", len(self._ended), self._total, shown)
-
-
-def _own_metrics(result: Mapping[str, Any]) -> dict[str, float]:
-    """What the loop reported, without what Tune adds."""
-    names = ("epoch", "lr", "seconds")
-    return {name: value for name, value in result.items() if "/" in name or name in names}
+    return Trial(run, changes, own_metrics(result.metrics or {}), is_whole=False)

@@ -13,6 +13,7 @@ from pipelines.config import RunConfig
 from pipelines.loading import load
 from pipelines.report import Trial, best_trial, ranked
 from pipelines.space import SweepConfig, changed, points
+from pipelines.standing import Standing
 from pipelines.sweep import Outcome, best_run, shared_inputs, sweep
 from pipelines.tracking import Tracker
 
@@ -24,6 +25,10 @@ GRID = {
 
 
 def watch(stage: str, done: int, total: int, note: str) -> None:
+    pass
+
+
+def show(standing: Standing) -> None:
     pass
 
 
@@ -42,7 +47,7 @@ def untaught(config: SweepConfig, **changes: object) -> SweepConfig:
 
 
 def run_sweep(config: SweepConfig) -> Outcome:
-    return sweep(config, watch=watch, tracker=Tracker(), verbose=False)
+    return sweep(config, watch=watch, show=show, tracker=Tracker(), verbose=False)
 
 
 def children(tracker: Tracker) -> tuple[Run, list[Run]]:
@@ -269,12 +274,12 @@ def test_a_sweep_that_is_broken_off_goes_on_where_it_was(workdir: Path, toy_run:
     search = {"max_concurrent": 2}
     config = untaught(swept(workdir, toy_run, space={"seed": {"grid": [0, 1, 2]}}, search=search))
 
-    def break_off(stage: str, done: int, total: int, note: str) -> None:
-        if stage == "sweep":
+    def break_off(standing: Standing) -> None:
+        if standing.done:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        sweep(config, watch=break_off, tracker=Tracker(), verbose=False)
+        sweep(config, watch=watch, show=break_off, tracker=Tracker(), verbose=False)
     parent, trials = children(Tracker())
     assert parent.info.status == "KILLED"
     assert len(trials) <= 2, "more trials were at work than `max_concurrent` allows"

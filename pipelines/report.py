@@ -123,6 +123,8 @@ def _words(changes: Mapping[str, Any]) -> str:
 
 
 def _rounded(value: Any) -> str:
+    if isinstance(value, Mapping) and set(value) == {"steps"}:
+        return "→".join(f"{_rounded(v)}@{epoch}" for epoch, v in value["steps"].items())
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import ray
@@ -11,6 +13,7 @@ from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from pipelines.config import RunConfig, digest, plain
+from pipelines.loop import Metrics
 from pipelines.space import SweepConfig
 from pipelines.train import train_here, train_with_callback
 
@@ -23,9 +26,20 @@ def run_trial(
     run = sweep.run(changes_of(config))
     reference = references[inputs_key(run)]
     if run.workers == 1:
-        train_here(run, ray.get(reference), tune.report)
+        with suppress(_GenerationEnded):
+            train_here(run, ray.get(reference), partial(_report, run, config.get("until")))
     else:
         train_with_callback(run, reference, TuneReportCallback(), tune.report)
+
+
+class _GenerationEnded(BaseException):  # no error: nothing between here and the loop handles it
+    """A trial has come as far as it shall; its checkpoint is kept, and another goes on from it."""
+
+
+def _report(run: RunConfig, until: int | None, metrics: Metrics) -> None:
+    tune.report(metrics)
+    if metrics["epoch"] == until and until != run.epochs:
+        raise _GenerationEnded
 
 
 def changes_of(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from ray.tune.search import BasicVariantGenerator, SearchAlgorithm, Searcher
 
 from pipelines.cluster import gpus_there, num_cores, worker_resources, workers_at_once
 from pipelines.following import Follow, own_metrics
+from pipelines.populations import ProposeGenerations
 from pipelines.pruning import PruneConfigurations
 from pipelines.report import Trial
 from pipelines.searchers import ProposeByOptuna
@@ -51,8 +52,10 @@ def run_trials(
     trainable = tune.with_parameters(
         run_trial, sweep=placed, references=references, threads=max(1, num_cores() // concurrent)
     )
-    listed = None if config.search.algorithm == "optuna" else points(config)
-    total = config.search.num_samples * config.seeds if listed is None else len(listed)
+    searcher = _searcher(config, concurrent, folder=proposals)
+    proposes = isinstance(searcher, ProposeByOptuna | ProposeGenerations)
+    listed = [] if proposes else points(config)
+    total = searcher.total if proposes else len(listed)
     standing = Standing(total, concurrent, metric=config.search.metric, mode=config.search.mode)
     follow = Follow(config, inputs, show=show, tracker=tracker, parent=parent, standing=standing)
     # what Tune keeps is thrown away: the runs' own folders are the ones that last
@@ -61,14 +64,14 @@ def run_trials(
     try:
         results = tune.Tuner(
             tune.with_resources(trainable, _trial_resources(config)),
-            param_space={} if listed is None else {"point": tune.grid_search(listed)},
+            param_space={} if proposes else {"point": tune.grid_search(listed)},
             tune_config=tune.TuneConfig(
                 metric=config.search.metric,
                 mode=config.search.mode,
-                num_samples=total if listed is None else 1,
+                num_samples=total if proposes else 1,
                 max_concurrent_trials=concurrent,
                 time_budget_s=config.search.minutes and 60 * config.search.minutes,
-                search_alg=_searcher(config, concurrent, folder=proposals),
+                search_alg=searcher,
                 scheduler=_scheduler(config),
                 reuse_actors=True,
             ),
@@ -83,12 +86,17 @@ def run_trials(
     finally:
         follow.end_all()
         shutil.rmtree(folder, ignore_errors=True)
-    if len(results) < total and config.search.minutes is None:
+    trials = [_as_trial(config, result) for result in results]
+    lacking = len(results) < total and not all(trial.error for trial in trials)
+    if lacking and config.search.minutes is None:
         raise RuntimeError(f"only {len(results)} of {total} trials were run; call the sweep again")
-    return [_as_trial(config, result) for result in results]
+    # a member of several generations is one run
+    return list({trial.run.identity: trial for trial in trials}.values())
 
 
 def _searcher(config: SweepConfig, concurrent: int, *, folder: Path) -> Searcher | SearchAlgorithm:
+    if config.search.scheduler == "pbt":
+        return ProposeGenerations(config)
     if config.search.algorithm != "optuna":
         # Tune applies its own limit to every searcher but this one
         return BasicVariantGenerator(max_concurrent=concurrent)
@@ -104,7 +112,7 @@ def _searcher(config: SweepConfig, concurrent: int, *, folder: Path) -> Searcher
 
 def _scheduler(config: SweepConfig) -> TrialScheduler:
     search = config.search
-    if search.scheduler == "none":
+    if search.scheduler in ("none", "pbt"):  # generations end by themselves
         return FIFOScheduler()
     return PruneConfigurations(
         search.scheduler,

@@ -14,7 +14,7 @@ CHECKED = (
     *("augment", "config", "formats", "networks", "optimizer"),
     *("ranges", "space", "strict", "terms", "transfer"),
 )
-TRAINING = ("following", "train", "trial", "trials")
+TRAINING = ("following", "populations", "train", "trial", "trials")
 PARQUET = ("columns", "forward", "inspection", "parts", "read", "storage")
 # who may know a library; numpy and torch are everyone's
 OWNERS = {

@@ -178,7 +178,7 @@ def sweep(
     config: Annotated[Path | None, typer.Argument(help="A sweep, as YAML.")] = None,
     changes: Changes = [],
     resume: Annotated[
-        str, typer.Option(help="Go on with the sweep of that name, as it was begun.")
+        str, typer.Option(help="Go on with the sweep of that name or folder, as it was begun.")
     ] = "",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")

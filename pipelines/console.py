@@ -152,7 +152,7 @@ def print_plan(plan: Plan) -> None:
     say(f"{plan.count} trials, {plan.finished} of them finished")
     if plan.cache_bytes:
         size = f"{plan.cache_bytes / 2**20:,.0f} MiB before compression"
-        say(f"cache: {plan.cache_rows:,} rows of the base's teacher, {size}")
+        say(f"cache: {plan.cache_rows:,} rows of what the trials' teachers say, {size}")
     say(
         f"time: {1000 * plan.step_seconds:.0f} ms a step of the base, so {plan.hours:.2f} hours "
         f"for {plan.count - plan.finished} trials one after the other; cache, live teachers, "
@@ -169,7 +169,7 @@ def print_outcome(name: str, metric: str, outcome: Outcome) -> None:
         say(f"stopped early, not ranked: {len(outcome.stopped)} trials")
     for trial in outcome.failed:
         say(f"failed: {dict(trial.changes)}: {trial.error}", style="red")
-    tested = [f"{title} {metrics['test/top1']:.4f}" for title, metrics in outcome.titled.items()]
+    tested = [f"{held.title} {held.metrics['test/top1']:.4f}" for held in outcome.teachers]
     shown = ", ".join([f"student {outcome.test['test/top1']:.4f}", *tested])
     say(f"test top-1, seen once: {shown}")
     say(f"best student: {outcome.student.weights}")
@@ -183,9 +183,10 @@ def _print_table(name: str, metric: str, outcome: Outcome) -> None:
         table.add_column(column, justify="left" if column == "configuration" else "right")
     for place, numbers in enumerate(_rows(outcome.rows), start=1):
         table.add_row(str(place), *numbers)
-    for title, metrics in outcome.titled.items():
-        if metric in metrics:
-            table.add_row("", title, f"{metrics[metric]:.4f}", "", "1", "", style="bold")
+    for teacher in outcome.teachers:
+        if metric in teacher.metrics:
+            value = f"{teacher.metrics[metric]:.4f}"
+            table.add_row("", teacher.title, value, "", "1", "", style="bold")
     console.print(table)
 
 

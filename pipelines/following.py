@@ -12,11 +12,12 @@ from ray import tune
 from pipelines import jobs
 from pipelines.config import RunConfig
 from pipelines.report import described
+from pipelines.sharing import inputs_key
 from pipelines.space import SweepConfig
 from pipelines.standing import FAILED, FINISHED, STOPPED, Show, Standing
 from pipelines.tracking import TrackedRun, Tracker
 from pipelines.train import Inputs, OnEpoch
-from pipelines.trial import changes_of, inputs_key
+from pipelines.trial import changes_of
 
 # what MLflow calls a run that ended so
 _STATUS = {FINISHED: "FINISHED", STOPPED: "KILLED", FAILED: "FAILED"}
@@ -44,9 +45,10 @@ class Follow(tune.Callback):
     ) -> None:
         self._config, self._inputs, self._show = config, inputs, show
         self._tracker, self._parent, self._standing = tracker, parent, standing
-        self._followed: dict[str, _Followed] = {}
+        self._followed: dict[str, _Followed] = {}  # by identity: a search may propose a run twice
+        self._identities: dict[str, str] = {}  # by trial
         self._ended: set[str] = set()
-        self._told: dict[str, int] = {}  # epochs, by run
+        self._told: dict[str, int] = {}  # epochs, by identity
         self._actors: list[ray.actor.ActorHandle] = []
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -54,15 +56,20 @@ class Follow(tune.Callback):
         return (tune.Callback, ())
 
     def _of(self, trial: Any) -> _Followed:
-        if trial.trial_id not in self._followed:
+        if trial.trial_id not in self._identities:
             changes = changes_of(trial.config)
             run = self._config.run(changes)
+            self._identities[trial.trial_id] = run.identity
+            self._follow(run)
+            self._standing.begin(trial.trial_id, described(changes), epochs=run.epochs)
+        return self._followed[self._identities[trial.trial_id]]
+
+    def _follow(self, run: RunConfig) -> None:
+        if run.identity not in self._followed:
             inputs = self._inputs[inputs_key(run)]
             tracked = jobs.start_tracking(run, inputs, self._tracker, self._parent)
             on_epoch = jobs.follower(run, tracked, lambda *progress: None)
-            self._followed[trial.trial_id] = _Followed(run, tracked, on_epoch)
-            self._standing.begin(trial.trial_id, described(changes), epochs=run.epochs)
-        return self._followed[trial.trial_id]
+            self._followed[run.identity] = _Followed(run, tracked, on_epoch)
 
     def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         self._actors.append(trial.temporary_state.ray_actor)
@@ -91,8 +98,9 @@ class Follow(tune.Callback):
         """Close what a broken-off sweep leaves open; Tune itself leaves its actors at work."""
         for actor in self._actors:
             ray.kill(actor)
-        for trial_id, followed in self._followed.items():
-            if trial_id not in self._ended:
+        ended = {self._identities[trial_id] for trial_id in self._ended}
+        for identity, followed in self._followed.items():
+            if identity not in ended:
                 followed.tracked.end("KILLED")
 
     def _end(self, trial: Any, state: str) -> None:

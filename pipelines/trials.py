@@ -19,7 +19,7 @@ from pipelines.following import Follow, own_metrics
 from pipelines.populations import ProposeGenerations
 from pipelines.pruning import PruneConfigurations
 from pipelines.report import Trial
-from pipelines.searchers import ProposeByOptuna
+from pipelines.searchers import ProposeByOptuna, proposals_in
 from pipelines.space import SEED, SweepConfig, points
 from pipelines.standing import Show, Standing
 from pipelines.tracking import TrackedRun, Tracker
@@ -101,13 +101,12 @@ def _searcher(config: SweepConfig, concurrent: int, *, folder: Path) -> Searcher
         # Tune applies its own limit to every searcher but this one
         return BasicVariantGenerator(max_concurrent=concurrent)
     file = folder / PROPOSALS
-    told = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
     def record(proposal: Mapping[str, Any]) -> None:
         with file.open("a") as proposals:
             proposals.write(json.dumps(proposal) + "\n")
 
-    return ProposeByOptuna(config, told=told, record=record)
+    return ProposeByOptuna(config, told=proposals_in(file), record=record)
 
 
 def _scheduler(config: SweepConfig) -> TrialScheduler:

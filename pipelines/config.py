@@ -166,6 +166,7 @@ class RunConfig(Strict):
     losses: dict[str, LossConfig]
     diagnostics: DiagnosticsConfig = DiagnosticsConfig()
     workers: PositiveInt = 1
+    save_every: PositiveInt | None = None  # steps: checkpoints within an epoch, not only at its end
     seed: NonNegativeInt = 0
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     runs: Path = Path("runs")  # where finished runs are kept
@@ -337,7 +338,9 @@ class RunConfig(Strict):
         A teacher's term of weight 0 is left out, and a teacher that no term listens to with it: the
         control of every sweep is one run. A dataset counts by its name and root, not its content.
         """
-        content = self.model_dump(mode="json", exclude={"name", "runs", "caches", FLAG})
+        content = self.model_dump(
+            mode="json", exclude={"name", "runs", "caches", "save_every", FLAG}
+        )
         for where in ("download", "spool"):
             del content["data"][where]
         for key in _LATER:  # whose default is what there was before

@@ -58,6 +58,11 @@ class Outcome:
     test: Metrics
     folder: Path
 
+    @property
+    def titled(self) -> Mapping[str, Metrics]:
+        """The teachers' metrics as a reader knows them."""
+        return {self.best.run.called(label): held for label, held in self.teachers.items()}
+
 
 def sweep(
     config: SweepConfig,

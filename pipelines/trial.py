@@ -11,6 +11,7 @@ from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from pipelines.config import RunConfig, digest, plain
+from pipelines.loop import Metrics
 from pipelines.space import SweepConfig
 from pipelines.train import train_here, train_with_callback
 
@@ -25,7 +26,15 @@ def run_trial(
     if run.workers == 1:
         train_here(run, ray.get(reference), tune.report)
     else:
-        train_with_callback(run, reference, TuneReportCallback(), tune.report)
+        train_with_callback(run, reference, _Epochs(), tune.report)
+
+
+class _Epochs(TuneReportCallback):
+    """Tells Tune of epochs, and nothing of checkpoints within one."""
+
+    def after_report(self, run_context: Any, metrics: list[Metrics], checkpoint: Any) -> None:
+        if metrics[0]:
+            super().after_report(run_context, metrics, checkpoint)
 
 
 def changes_of(config: Mapping[str, Any]) -> dict[str, Any]:

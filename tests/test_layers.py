@@ -29,7 +29,7 @@ OWNERS = {
     "pyarrow": {*(f"cache.{name}" for name in PARQUET), "archives", "synthesize"},
     "pydantic": {*CHECKED},
     "ray": {"cache.write", "cluster", "pruning", "searchers", "submit", "synthesize", *TRAINING},
-    "rich": {"cli"},
+    "rich": {"console"},
     "safetensors": {"models"},
     "scipy": {"significance"},
     "sklearn": {"figures", "sources"},

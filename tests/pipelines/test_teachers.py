@@ -20,6 +20,7 @@ from pipelines import cli, jobs
 from pipelines.build import build_step, build_teacher, checked
 from pipelines.cache.manifest import contents, fingerprint
 from pipelines.config import RunConfig, plain
+from pipelines.console import console, print_outcome
 from pipelines.data import Reader, TeacherRows, view_of
 from pipelines.loop import LAST, Metrics, with_teachers
 from pipelines.models import build_network, save_weights
@@ -301,8 +302,8 @@ def test_the_table_has_a_line_for_every_teacher() -> None:
         test={"test/top1": 0.125},
         folder=Path(),
     )
-    with cli.console.capture() as capture:
-        cli._print_ranking(SweepConfig(base=run, space={}), outcome)
+    with console.capture() as capture:
+        print_outcome("toy", "val/top1", outcome)
     shown = capture.get()
     rows = [line.split("│")[2:4] for line in shown.splitlines() if "│" in line]
     assert [[cell.strip() for cell in row] for row in rows] == [["teacher big", "0.7500"]]

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
+from urllib.parse import urlsplit
 
 from pydantic import (
     Discriminator,
@@ -171,6 +172,16 @@ class RunConfig(Strict):
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     runs: Path = Path("runs")  # where finished runs are kept
     caches: str = "caches"  # where teacher caches are kept, a path or s3://, gs://; or one cache
+
+    @field_validator("caches")
+    @classmethod
+    def _no_password(cls, caches: str) -> str:
+        if "@" in urlsplit(caches).netloc:
+            raise ValueError(
+                "the address holds a password, which everyone who sees the run would read; give "
+                "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or what your store has, instead"
+            )
+        return caches
 
     @field_validator("losses", mode="before")
     @classmethod

@@ -908,3 +908,10 @@ def test_a_live_teacher_keeps_no_logits() -> None:
 def test_an_unknown_format_of_logits_is_refused(logits: Any) -> None:
     with pytest.raises(ValueError, match=r"teacher\.logits"):
         changed(run_of(**TAUGHT), {"teacher.logits": logits})
+
+
+def test_a_password_in_the_address_of_caches_is_refused_without_its_words() -> None:
+    with pytest.raises(ValueError, match="caches: the address holds a password") as refused:
+        run_of(caches="s3://key:hunter2@bucket/caches")
+    assert "hunter2" not in str(refused.value)
+    assert run_of(caches="s3://bucket/caches@home").caches == "s3://bucket/caches@home"

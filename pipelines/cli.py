@@ -203,6 +203,7 @@ def sweep(
         outcome = sweeps.sweep(
             loaded,
             watch=watch,
+            show=watch.show,
             tracker=Tracker(),
             verbose=verbose,
             command=shlex.join(["kd", *sys.argv[1:]]),

@@ -31,6 +31,7 @@ from pipelines.diagnostics import bounds, matched
 from pipelines.models import read_state, read_weights, save_weights
 from pipelines.optimizer import CosineConfig, OptimizerConfig
 from pipelines.students import layer_of
+from pipelines.usage import Meter
 
 Metrics = dict[str, float]
 # What an epoch gave (None within one), and the folder of a checkpoint, which the receiver may empty
@@ -145,7 +146,7 @@ def fit(
             report(metrics, Path(folder))
 
     for epoch in range(len(progress.history), run.epochs):
-        started = time.perf_counter()
+        started, meter = time.perf_counter(), Meter(device)
         learning_rate = schedule.get_last_lr()[0]
         batches = with_teachers(run, reader.train(epoch, start=so_far.steps), live, device)
         for seen in _steps(module.train(), batches, optimizer, scaler, run.precision):
@@ -162,6 +163,7 @@ def fit(
             rows = reader.held_out(run.diagnostics.rows)
             beside = with_teachers(run, rows, live, device)
             metrics |= bounds(matched(step.student, beside, teacher=run.diagnostics.teacher))
+        metrics |= _summed(meter.read(), device)
         metrics |= {"lr": learning_rate, "seconds": time.perf_counter() - started}
         metrics["epoch"] = epoch + 1
         if progress.add(metrics):
@@ -240,6 +242,14 @@ def _steps(
         scaler.update()
         right = batch.right(result.logits.argmax(dim=1)).mean()
         yield {"loss": result.loss.detach(), "top1": right, **result.parts}
+
+
+def _summed(used: Mapping[str, float], device: torch.device) -> Metrics:
+    """What all workers together take of the machine."""
+    sums = torch.tensor(list(used.values()), dtype=torch.float64, device=device)
+    if dist.is_initialized():
+        dist.all_reduce(sums)
+    return dict(zip(used, sums.tolist(), strict=True))
 
 
 def _autocast(device: torch.device, precision: str) -> torch.autocast:

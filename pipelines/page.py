@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from pipelines.overviews import over_costs, parallel_coordinates
 from pipelines.ranking import Ranked, Ranking, compared, histories, read_ranking
 from pipelines.responses import Response, response_curves, response_maps
 
-REPORT = "report.html"
+REPORT, SAMPLES = "report.html", "samples.png"
 
 _CURVES_SHOWN = len(COLOURS)  # configurations beside the control: as many as there are colours
 _FIGURE_WIDTH = 1100  # pixels, on a screen
@@ -73,26 +74,40 @@ _TEXTS = {
         "Embeddings of both networks for the same pictures, by t-SNE.",
         "Circles are the student's embeddings, triangles the teacher's; colours are classes.",
     ),
+    "samples": _Text(
+        "What the best student learned from",
+        "A grid of pictures that were invented from the teacher's weights.",
+        "Pictures that its run invented last: it saw no others.",
+    ),
 }
 
 
 def write_report(folder: Path) -> list[Path]:
     """Write a finished sweep's page and figures beside its ``ranking.json``; the page comes first.
 
-    Nothing is read but that file, the results of the runs that it names and the picture of the
-    embeddings, if the sweep drew one.
+    Nothing is read but that file, the results of the runs that it names and the pictures of the
+    embeddings and of invented samples, if there are any.
     """
     ranking = read_ranking(folder)
-    paths = []
+    paths: list[Path] = []
     for name, figure in _figures(ranking, folder).items():
         paths.append(folder / f"{name}.png")
         # without the library's version, which would be another file for the same numbers
         figure.savefig(paths[-1], metadata={"Software": None})
     if (folder / EMBEDDING).is_file():
         paths.append(folder / EMBEDDING)
+    paths += _sampled(ranking, folder)
     page = folder / REPORT
     page.write_text(_rendered(ranking, paths))
     return [page, *paths]
+
+
+def _sampled(ranking: Ranking, folder: Path) -> list[Path]:
+    """The last pictures that the best student's run invented, if it did, copied beside the page."""
+    # the run lies where the sweep's folder does, from wherever the two are read
+    run = folder.parents[1] / Path(ranking.best.weights).parent.name
+    drawn = sorted(run.glob("samples*.png"), key=lambda file: (len(file.name), file.name))
+    return [Path(shutil.copyfile(file, folder / SAMPLES)) for file in drawn[-1:]]
 
 
 def _figures(ranking: Ranking, folder: Path) -> dict[str, Figure]:

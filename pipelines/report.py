@@ -100,9 +100,7 @@ def _is_control(run: RunConfig) -> bool:
 def _label(trial: Trial) -> str:
     if _is_control(trial.run):
         return f"no distillation (control) {_setting(trial)}".strip()
-    variant = str(trial.changes.get(VARIANT, ""))
-    rest = _words({p: v for p, v in trial.changes.items() if p not in ("seed", VARIANT)})
-    return f"{variant} {rest}".strip() or "base"
+    return described({path: value for path, value in trial.changes.items() if path != "seed"})
 
 
 def _setting(trial: Trial) -> str:
@@ -111,12 +109,22 @@ def _setting(trial: Trial) -> str:
     return _words({p: v for p, v in beside.items() if not p.startswith("losses.")})
 
 
+def described(changes: Mapping[str, Any]) -> str:
+    """A trial's changes in words: the variant, then each value after the shortest clear name."""
+    variant = str(changes.get(VARIANT, ""))
+    return (
+        f"{variant} {_words({p: v for p, v in changes.items() if p != VARIANT})}".strip() or "base"
+    )
+
+
 def _words(changes: Mapping[str, Any]) -> str:
     words = [f"{_short(path, changes)}={_rounded(changes[path])}" for path in sorted(changes)]
     return " ".join(words)
 
 
 def _rounded(value: Any) -> str:
+    if isinstance(value, Mapping) and set(value) == {"steps"}:
+        return "→".join(f"{_rounded(v)}@{epoch}" for epoch, v in value["steps"].items())
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 

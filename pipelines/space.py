@@ -32,8 +32,8 @@ class SearchConfig(Strict):
     algorithm: Literal["grid", "random", "optuna"] = "grid"
     num_samples: PositiveInt = 1  # of random and optuna: configurations, each with all its seeds
     minutes: PositiveFloat | None = None  # of wall time, after which no trial is started or goes on
-    scheduler: Literal["none", "asha", "median"] = "none"  # stops configurations early
-    grace: PositiveInt = 1  # the first epoch at which it may
+    scheduler: Literal["none", "asha", "median", "pbt"] = "none"  # stops or replaces early
+    grace: PositiveInt = 1  # the first epoch at which it may; of pbt a generation's epochs
     max_concurrent: PositiveInt | None = None  # default: what the cores allow
     gpus: PositiveFloat | None = None  # of each trial, perhaps a fraction; default: 1 if any
     seed: NonNegativeInt = 0
@@ -85,6 +85,36 @@ class SweepConfig(Strict):
         if search.algorithm == "grid" and search.num_samples != 1:
             raise ValueError("search.num_samples: a grid runs each point once; give `seeds`")
         return self
+
+    @model_validator(mode="after")
+    def _fits_a_population(self) -> SweepConfig:
+        search = self.search
+        if search.scheduler != "pbt":
+            return self
+        if self.base.workers > 1 or self.variants:
+            raise ValueError("search.scheduler: pbt takes one worker per run, and no variants")
+        if search.algorithm != "random" or search.num_samples < 2:
+            raise ValueError(
+                "search.scheduler: pbt draws its members: set `algorithm: random` and `num_samples`"
+            )
+        if not self.space or search.grace >= self.base.epochs:
+            raise ValueError("search.grace: pbt changes `space` after so many epochs of a run")
+        for path, values in self.space.items():
+            self._check_schedulable(path, values)
+        return self
+
+    def _check_schedulable(self, path: str, values: Range) -> None:
+        if values.kind not in ("uniform", "loguniform") or values.given[0] <= 0:
+            raise ValueError(
+                f"space.{path}: pbt multiplies numbers: give `uniform` or `loguniform` above 0"
+            )
+        try:
+            self.run({path: {"steps": {0: values.given[0]}}})
+        except ValueError:
+            raise ValueError(
+                f"space.{path}: pbt changes weights and parameters of losses that take a schedule, "
+                "`losses.*.weight` among them; this is none"
+            ) from None
 
     @model_validator(mode="after")
     def _every_value_is_a_run(self) -> SweepConfig:

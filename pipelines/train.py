@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -27,7 +28,7 @@ from pipelines.build import build_step
 from pipelines.cluster import num_cores, worker_resources, workers_at_once
 from pipelines.config import RunConfig, plain
 from pipelines.data import Reader, TeacherRows
-from pipelines.loop import BEST, STATE, Metrics, Progress, fit, keep, pick_device
+from pipelines.loop import BEST, LAST, STATE, Metrics, Progress, fit, keep, pick_device
 from pipelines.models import read_state
 from pipelines.sources import Pictures
 
@@ -144,6 +145,25 @@ def _train_here(run: RunConfig, inputs: Inputs, on_epoch: OnEpoch) -> Finished:
         device=pick_device(),
     )
     return _finish(run, progress)
+
+
+def branch_off(run: RunConfig, parent: RunConfig, *, epochs: int) -> None:
+    """Let a run begin with a copy of what another is after so many epochs, in which both agree.
+
+    Nothing is done where the run has a state already, or where the parent is not there, or further
+    on: the run is then trained from its beginning, to the same numbers.
+    """
+    with _alone(parent):
+        if (run.folder / STATE).exists() or not (parent.folder / STATE).exists():
+            return
+        state = torch.load(parent.folder / STATE, map_location="cpu", weights_only=True)
+        if len(state["history"]) != epochs:
+            return
+        run.folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".arriving-", dir=run.folder) as folder:
+            for name in (BEST, LAST, STATE):
+                shutil.copy(parent.folder / name, folder)
+            keep(Path(folder), run.folder)
 
 
 def train_on_workers(run: RunConfig, inputs: Inputs, on_epoch: OnEpoch) -> Finished:

@@ -14,7 +14,7 @@ CHECKED = (
     *("augment", "config", "formats", "networks", "optimizer"),
     *("ranges", "space", "strict", "terms", "transfer"),
 )
-TRAINING = ("train", "trial", "trials")
+TRAINING = ("following", "populations", "train", "trial", "trials")
 PARQUET = ("columns", "forward", "inspection", "parts", "read", "storage")
 # who may know a library; numpy and torch are everyone's
 OWNERS = {
@@ -26,6 +26,7 @@ OWNERS = {
     "mlflow": {"registry", "tracking"},
     "onnxruntime": {"exports"},
     "optuna": {"searchers"},
+    "psutil": {"usage"},
     "pyarrow": {*(f"cache.{name}" for name in PARQUET), "archives", "parquet", "synthesize"},
     "pydantic": {*CHECKED},
     "ray": {"cache.write", "cluster", "pruning", "searchers", "submit", "synthesize", *TRAINING},

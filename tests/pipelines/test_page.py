@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import itertools
 import json
 import math
@@ -259,6 +260,17 @@ def test_the_same_sweep_makes_the_same_files_wherever_it_lies(tmp_path: Path) ->
     assert {path.name: path.read_bytes() for path in again} == first
     assert {"responses.png", "parallel.png", "costs.png", "curves.png"} <= first.keys()
     assert "bounds.png" not in first
+
+
+def test_the_last_pictures_that_the_best_run_invented_are_shown(tmp_path: Path) -> None:
+    folder = written(tmp_path)
+    assert not (folder / "samples.png").exists()
+    for run, number in (("kd-2", 2), ("kd-2", 10), ("kd-1", 11)):  # kd-2 is the best student's
+        (tmp_path / "runs" / run / f"samples-{number}.png").write_bytes(f"{run} {number}".encode())
+    paths = write_report(folder)
+    assert (folder / "samples.png") in paths
+    assert (folder / "samples.png").read_bytes() == b"kd-2 10"
+    assert base64.b64encode(b"kd-2 10").decode() in paths[0].read_text()
 
 
 def test_a_sweep_without_control_or_seeds_still_has_its_page(tmp_path: Path) -> None:

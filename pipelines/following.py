@@ -48,7 +48,7 @@ class Follow(tune.Callback):
         self._followed: dict[str, _Followed] = {}  # by identity: several trials may be one run
         self._identities: dict[str, str] = {}  # by trial
         self._ended: set[str] = set()
-        self._told: dict[str, int] = {}  # epochs, by run
+        self._told: dict[str, int] = {}  # epochs, by identity
         self._actors: list[ray.actor.ActorHandle] = []
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -60,15 +60,16 @@ class Follow(tune.Callback):
             changes = changes_of(trial.config)
             run = self._config.run(changes)
             self._identities[trial.trial_id] = run.identity
+            self._follow(run)
             self._standing.begin(trial.trial_id, described(changes), epochs=run.epochs)
-            if run.identity not in self._followed:
-                self._followed[run.identity] = self._tracked(run)
         return self._followed[self._identities[trial.trial_id]]
 
-    def _tracked(self, run: RunConfig) -> _Followed:
-        inputs = self._inputs[inputs_key(run)]
-        tracked = jobs.start_tracking(run, inputs, self._tracker, self._parent)
-        return _Followed(run, tracked, jobs.follower(run, tracked, lambda *progress: None))
+    def _follow(self, run: RunConfig) -> None:
+        if run.identity not in self._followed:
+            inputs = self._inputs[inputs_key(run)]
+            tracked = jobs.start_tracking(run, inputs, self._tracker, self._parent)
+            on_epoch = jobs.follower(run, tracked, lambda *progress: None)
+            self._followed[run.identity] = _Followed(run, tracked, on_epoch)
 
     def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         self._actors.append(trial.temporary_state.ray_actor)

@@ -160,20 +160,20 @@ def _rendered(ranking: Ranking, paths: list[Path]) -> str:
         rows=list(zip(ranking.rows, compared(ranking.rows), strict=True)),
         has_control=any(row.control for row in ranking.rows),
         drawings=[_drawing(path) for path in paths],
-        figure_width=_FIGURE_WIDTH,
         configuration=as_yaml(ranking.made.sweep),
     )
 
 
-def _drawing(path: Path) -> dict[str, str]:
-    text = _TEXTS[path.stem]
-    png = base64.b64encode(path.read_bytes()).decode()
+def _drawing(path: Path) -> dict[str, Any]:
+    text, png = _TEXTS[path.stem], path.read_bytes()
     return {
         "name": path.stem,
         "title": text.title,
         "alt": text.alt,
         "caption": text.caption,
-        "png": png,
+        # what is small is not blown up; a PNG has its width in these bytes
+        "width": min(int.from_bytes(png[16:20]), _FIGURE_WIDTH),
+        "png": base64.b64encode(png).decode(),
     }
 
 

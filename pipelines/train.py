@@ -157,7 +157,7 @@ def branch_off(run: RunConfig, parent: RunConfig, *, epochs: int) -> None:
         if (run.folder / STATE).exists() or not (parent.folder / STATE).exists():
             return
         state = torch.load(parent.folder / STATE, map_location="cpu", weights_only=True)
-        if len(state["history"]) != epochs:
+        if len(state["history"]) != epochs or state["sums"]["steps"]:
             return
         run.folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".arriving-", dir=run.folder) as folder:

@@ -323,15 +323,8 @@ def test_a_run_that_a_search_proposes_twice_is_tracked_once(workdir: Path, toy_r
     tracker = Tracker()
     parent = tracker.start("sweep", params={}, tags={"kd.kind": "sweep"})
     inputs = {inputs_key(config.base): Inputs(checked(config.base))}
-    standing = Standing(total=2, at_once=2, metric="val/top1", mode="max")
-    follow = Follow(
-        config,
-        inputs,
-        show=lambda standing: None,
-        tracker=tracker,
-        parent=parent,
-        standing=standing,
-    )
+    standing = Standing(2, at_once=2, metric="val/top1", mode="max")
+    follow = Follow(config, inputs, show=show, tracker=tracker, parent=parent, standing=standing)
     actor = SimpleNamespace(ray_actor=None)
     twins = [
         SimpleNamespace(trial_id=name, config={"point": {}}, last_result={}, temporary_state=actor)

@@ -15,12 +15,13 @@ from pipelines import jobs
 from pipelines.build import build_step, build_student, build_teacher, build_used, checked
 from pipelines.config import RunConfig, plain
 from pipelines.data import Reader
-from pipelines.loop import Metrics, with_teachers
+from pipelines.loop import Metrics
 from pipelines.models import build_network, load_weights
 from pipelines.networks import ModelConfig
 from pipelines.sources import Pictures, read_pictures
 from pipelines.strict import validated
 from pipelines.train import Finished, Inputs, Teacher, train_here
+from pipelines.training import with_teachers
 
 CONVNET = {"name": "convnet", "params": {"width": 2}}
 TEACHER: dict[str, Any] = {"name": "convnet", "params": {"width": 3}}

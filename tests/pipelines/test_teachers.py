@@ -21,7 +21,7 @@ from pipelines.build import build_step, build_teacher, checked
 from pipelines.cache.manifest import contents, fingerprint
 from pipelines.config import RunConfig, plain
 from pipelines.data import Reader, TeacherRows, view_of
-from pipelines.loop import LAST, Metrics, with_teachers
+from pipelines.loop import LAST, Metrics
 from pipelines.models import build_network, save_weights
 from pipelines.networks import ModelConfig
 from pipelines.report import Trial
@@ -31,6 +31,7 @@ from pipelines.strict import validated
 from pipelines.sweep import Outcome, shared_inputs
 from pipelines.tracking import Tracker
 from pipelines.train import Finished, Inputs, Teacher, train_here
+from pipelines.training import with_teachers
 from pipelines.views import normalised
 
 CPU = torch.device("cpu")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import os
 import shlex
 import subprocess
 import sys
@@ -12,21 +12,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from pipelines.config import RunConfig
+from pipelines.console import Bars, errors, print_cache, print_outcome, print_plan, say
 from pipelines.loading import load
 from pipelines.space import SweepConfig, neighbours
 
 if TYPE_CHECKING:  # Ray and MLflow take seconds to import: commands that need them do it
     from pipelines.submit import JobSubmissionClient
-    from pipelines.sweep import Outcome
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
-console = Console()
-
 Config = Annotated[Path, typer.Argument(help="A run or a sweep, as YAML.", show_default=False)]
 Changes = Annotated[
     list[str], typer.Option("--set", help="Change a value: dotted.path=value; may be repeated.")
@@ -50,41 +45,10 @@ def _explained(command: Callable[..., None]) -> Callable[..., None]:
             known = isinstance(error, ValueError | OSError | RuntimeError | FloatingPointError)
             kind = "" if known else f"{type(error).__name__}: "  # Ray's own are of many kinds
             words = f"error: {kind}{error}"
-            Console(stderr=True).print(words, style="red", markup=False, soft_wrap=True)
+            errors.print(words, style="red", markup=False, soft_wrap=True)
             raise typer.Exit(2) from None
 
     return run
-
-
-class _Bars:
-    """Progress for people: bars on a terminal, a line now and then elsewhere."""
-
-    def __enter__(self) -> _Bars:
-        self.progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[note]}"),
-            console=console,
-            disable=not console.is_terminal,
-        )
-        self.tasks: dict[str, Any] = {}
-        self.told: dict[str, int] = {}
-        self.progress.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.progress.stop()
-
-    def __call__(self, stage: str, done: int, total: int, note: str) -> None:
-        if console.is_terminal:
-            if stage not in self.tasks:
-                self.tasks[stage] = self.progress.add_task(stage, total=total, note="")
-            self.progress.update(self.tasks[stage], completed=done, total=total, note=note)
-        elif done == total or 10 * done // total > self.told.get(stage, -1):
-            self.told[stage] = 10 * done // total
-            console.print(f"{stage}: {done}/{total} {note}", soft_wrap=True, highlight=False)
 
 
 @app.command()
@@ -101,19 +65,19 @@ def check(config: Config, changes: Changes = [], debug: Debug = False) -> None:
     student = build_student(run, pictures)
     count = sum(parameter.numel() for parameter in student.parameters())
     shape = "x".join(map(str, pictures.image.shape[1:]))
-    console.print(f"{len(pictures.label)} pictures {shape}, {pictures.num_classes} classes")
+    say(f"{len(pictures.label)} pictures {shape}, {pictures.num_classes} classes")
     for place in pictures.skipped:
-        console.print(f"  skipped {place}", soft_wrap=True, markup=False, highlight=False)
-    console.print(f"student {run.student.name}: {count:,} parameters")
+        say(f"  skipped {place}")
+    say(f"student {run.student.name}: {count:,} parameters")
     for label, term in run.losses.items():
         whose = f"from {run.called(term.teacher)}" if term.teacher else ""
         compared = f"{term.loss} {term.params} {term.layers or ''} {whose}"
-        console.print(f"  {label}: {term.weight} x {compared}".rstrip())
+        say(f"  {label}: {term.weight} x {compared}".rstrip())
     if isinstance(loaded, SweepConfig):
         for variant in loaded.variants:
-            console.print(f"  variant {variant}")
+            say(f"  variant {variant}")
         for path, values in loaded.space.items():
-            console.print(f"  over {path}: {values.kind} {values.given}")
+            say(f"  over {path}: {values.kind} {values.given}")
 
 
 @app.command()
@@ -130,7 +94,7 @@ def cache(
     """Compute the teacher's outputs and keep them as Parquet."""
     loaded = _as_sweep(load(config, changes))
     if info:
-        _print_caches(loaded.base)
+        _show_caches(loaded.base)
     elif prune:
         _prune_caches(loaded.base)
     elif verify:
@@ -150,32 +114,21 @@ def _write_caches(config: SweepConfig, *, verbose: bool) -> None:
         raise ValueError("no loss listens to a cached teacher: nothing to cache")
     for run in runs:
         checked(run)
-    with cluster(verbose=verbose), _Bars() as watch:
+    with cluster(verbose=verbose), Bars() as watch:
         inputs = shared_inputs(config, watch=watch, tracker=Tracker())
     for held in inputs.values():
         for label, teacher in held.teachers.items():
             if teacher.accuracy is not None:
                 accuracy = f"{config.base.called(label)} {teacher.accuracy:.2%}"
-                console.print(f"cache {teacher.fingerprint}: {accuracy} on the validation split")
+                say(f"cache {teacher.fingerprint}: {accuracy} on the validation split")
 
 
-def _print_caches(run: RunConfig) -> None:
+def _show_caches(run: RunConfig) -> None:
     from pipelines.cache.inspection import caches_in, inspected
     from pipelines.cache.storage import store_at
 
     for store in caches_in(store_at(run.caches)):
-        found = inspected(store)
-        accuracy = "" if found.accuracy is None else f"teacher {found.accuracy:.2%} of all pictures"
-        table = Table(title=f"cache {store.name} {accuracy}".strip())
-        for heading in ("column", "views", "rows", "bytes", "bytes/row"):
-            table.add_column(heading, justify="left" if heading == "column" else "right")
-        for column in found.columns:
-            counts = (column.views, column.rows, column.num_bytes)
-            numbers = [*(f"{count:,}" for count in counts), f"{column.bytes_per_row:,.1f}"]
-            table.add_row(column.folder, *numbers)
-        console.print(table)
-        for name in found.unfinished:
-            console.print(f"unfinished: {name}", highlight=False)
+        print_cache(store.name, inspected(store))
 
 
 def _prune_caches(run: RunConfig) -> None:
@@ -184,21 +137,21 @@ def _prune_caches(run: RunConfig) -> None:
 
     removed = [name for store in caches_in(store_at(run.caches)) for name in prune(store)]
     for name in removed or ["nothing: every view is finished"]:
-        console.print(f"removed {name}", soft_wrap=True, highlight=False)
+        say(f"removed {name}")
 
 
 def _verify_caches(run: RunConfig) -> None:
     from pipelines import jobs
     from pipelines.tracking import Tracker
 
-    with _Bars() as watch:
+    with Bars() as watch:
         found = jobs.cache_faults(run, watch=watch, tracker=Tracker())
     faults = [fault for label in found for fault in found[label]]
     for fault in faults:
-        console.print(fault, style="red", soft_wrap=True, markup=False)
+        say(fault, style="red")
     if faults:
         raise typer.Exit(1)
-    console.print(f"{len(found)} caches are as they were written, and as their teachers say")
+    say(f"{len(found)} caches are as they were written, and as their teachers say")
 
 
 @app.command()
@@ -214,10 +167,10 @@ def train(
     from pipelines.tracking import Tracker
 
     run = _base(load(config, changes))
-    with _Bars() as watch:
+    with Bars() as watch:
         result = jobs.train(run, watch=watch, tracker=Tracker(), verbose=verbose)
-    console.print(f"best epoch {result.best['epoch']:.0f}: val top-1 {result.best['val/top1']:.2%}")
-    console.print(f"student: {result.weights}", soft_wrap=True)
+    say(f"best epoch {result.best['epoch']:.0f}: val top-1 {result.best['val/top1']:.2%}")
+    say(f"student: {result.weights}")
 
 
 @app.command()
@@ -226,7 +179,7 @@ def sweep(
     config: Annotated[Path | None, typer.Argument(help="A sweep, as YAML.")] = None,
     changes: Changes = [],
     resume: Annotated[
-        str, typer.Option(help="Go on with the sweep of that name, as it was begun.")
+        str, typer.Option(help="Go on with the sweep of that name or folder, as it was begun.")
     ] = "",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")
@@ -244,9 +197,9 @@ def sweep(
         raise ValueError("a sweep that is resumed is the one that was begun: leave --set out")
     loaded = _as_sweep(load(config, changes)) if config else sweeps.begun_sweep(resume)
     if dry_run:
-        _print_plan(loaded)
+        _show_plan(loaded)
         return
-    with _Bars() as watch:
+    with Bars() as watch:
         outcome = sweeps.sweep(
             loaded,
             watch=watch,
@@ -254,7 +207,7 @@ def sweep(
             verbose=verbose,
             command=shlex.join(["kd", *sys.argv[1:]]),
         )
-    _print_ranking(loaded, outcome)
+    print_outcome(loaded.name, loaded.search.metric, outcome)
     if outcome.failed:
         raise typer.Exit(1)
 
@@ -272,7 +225,7 @@ def report(
 
     folder = config if config.is_dir() else sweep_folder(_as_sweep(load(config, changes)))
     page, *figures = write_report(folder)
-    console.print(f"report: {page}, with {len(figures)} figures", soft_wrap=True)
+    say(f"report: {page}, with {len(figures)} figures")
 
 
 @app.command()
@@ -289,10 +242,10 @@ def synthesize(
     from pipelines.tracking import Tracker
 
     loaded = load_transfer(config, changes)
-    with _Bars() as watch:
+    with Bars() as watch:
         folder = jobs.synthesize(loaded, watch=watch, tracker=Tracker(), verbose=verbose)
-    console.print(f"{loaded.count} pictures by {loaded.method}: {folder}", soft_wrap=True)
-    console.print(f"train on them with `data: {{name: parquet, root: {folder}}}`", soft_wrap=True)
+    say(f"{loaded.count} pictures by {loaded.method}: {folder}")
+    say(f"train on them with `data: {{name: parquet, root: {folder}}}`")
 
 
 @app.command()
@@ -312,7 +265,7 @@ def evaluate(
     if result is None:
         raise ValueError(f"{config} has not been trained: no {run.folder}; run `kd train` first")
     for name, value in jobs.tested(run, jobs.trained_student(run, result)).items():
-        console.print(f"{name} {value:.4f}", highlight=False)
+        say(f"{name} {value:.4f}")
 
 
 @app.command()
@@ -328,12 +281,12 @@ def fuse(
 
     fused = fuse_checkpoint(checkpoint)
     before, after = fused.parameters
-    console.print(f"{before:,} parameters in training, {after:,} fused")
-    console.print(
+    say(f"{before:,} parameters in training, {after:,} fused")
+    say(
         f"the same predictions for {fused.pictures} validation pictures; logits differ by "
         f"{fused.difference:.1e} of the greatest"
     )
-    console.print(f"student: {fused.folder}", soft_wrap=True)
+    say(f"student: {fused.folder}")
 
 
 @app.command()
@@ -377,11 +330,11 @@ def submit(
         _tell_of_job(client, status=status, logs=logs, stop=stop)
         return
     job = jobs.submit(loaded, client, folder=folder or Path.cwd(), with_code=not installed)
-    console.print(f"job {job}", soft_wrap=True)
+    say(f"job {job}")
     if detach:
         return
     ended = jobs.follow(client, job, lambda words: typer.echo(words))
-    console.print(f"job {job} {ended.value.lower()}", soft_wrap=True)
+    say(f"job {job} {ended.value.lower()}")
     if ended.value != "SUCCEEDED":
         raise typer.Exit(1)
 
@@ -395,7 +348,7 @@ def _tell_of_job(client: JobSubmissionClient, *, status: str, logs: str, stop: s
     if stop:
         client.stop_job(stop)
         jobs.ended(client, stop)
-    console.print(jobs.described(client, status or stop), soft_wrap=True, markup=False)
+    say(jobs.described(client, status or stop))
 
 
 @app.command()
@@ -405,19 +358,19 @@ def ui(
     debug: Debug = False,
 ) -> None:
     """Open the MLflow UI on the store of runs, and say where it compares the last sweep's."""
-    from pipelines.tracking import Tracker, comparison_address
+    from pipelines.tracking import Tracker, comparison_address, without_password
 
     tracker = Tracker()
     if tracker.uri.startswith("http"):
         address = comparison_address(tracker, tracker.uri.rstrip("/"))
         raise ValueError(f"runs are tracked on a server: open {address} in a browser")
     address = comparison_address(tracker, f"http://127.0.0.1:{port}")
-    console.print(f"MLflow on {tracker.uri}; the last sweep's runs:", soft_wrap=True)
-    console.print(address, soft_wrap=True, markup=False, highlight=False)
-    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", tracker.uri]
-    raise typer.Exit(
-        subprocess.run([*command, "--host", "127.0.0.1", "--port", str(port)]).returncode
-    )
+    say(f"MLflow on {without_password(tracker.uri)}; the last sweep's runs:")
+    say(address)
+    command = [sys.executable, "-m", "mlflow", "ui", "--host", "127.0.0.1", "--port", str(port)]
+    # not among its words, which everyone on this machine can read: it may hold a password
+    store = {"MLFLOW_BACKEND_STORE_URI": tracker.uri}
+    raise typer.Exit(subprocess.run(command, env={**os.environ, **store}).returncode)
 
 
 def main() -> None:
@@ -435,62 +388,11 @@ def _as_sweep(loaded: RunConfig | SweepConfig) -> SweepConfig:
     return SweepConfig(name=loaded.name, base=loaded, space={})
 
 
-def _print_plan(config: SweepConfig) -> None:
+def _show_plan(config: SweepConfig) -> None:
     from pipelines.build import checked
     from pipelines.plan import planned
 
     pictures = checked(config.base)
     for neighbour in neighbours(config):
         checked(neighbour)
-    plan = planned(config, pictures)
-    for place, point in enumerate(plan.trials, start=1):
-        words = " ".join(f"{path}={value}" for path, value in point.items())
-        console.print(f"{place:>5} {words or 'base'}", soft_wrap=True, highlight=False)
-    left = plan.count - plan.finished
-    console.print(f"{plan.count} trials, {plan.finished} of them finished")
-    if plan.cache_bytes:
-        size = f"{plan.cache_bytes / 2**20:,.0f} MiB before compression"
-        console.print(f"cache: {plan.cache_rows:,} rows of the base's teacher, {size}")
-    console.print(
-        f"time: {1000 * plan.step_seconds:.0f} ms a step of the base, so {plan.hours:.2f} hours "
-        f"for {left} trials one after the other; cache, live teachers, validation come on top"
-    )
-
-
-def _print_ranking(config: SweepConfig, outcome: Outcome) -> None:
-    from pipelines.page import REPORT
-
-    metric = config.search.metric
-    controls = {row.setting: row.mean for row in outcome.rows if row.is_control}
-    table = Table(title=f"{config.name}: {metric} of the best epoch, mean and sd over seeds")
-    for column in ("", "configuration", "mean", "sd", "seeds", "- control"):
-        table.add_column(column, justify="left" if column == "configuration" else "right")
-    for place, row in enumerate(outcome.rows, start=1):
-        control = None if row.is_control else controls.get(row.setting)
-        gap = "" if control is None else f"{row.mean - control:+.4f}"
-        spread = "" if math.isnan(row.deviation) else f"{row.deviation:.4f}"
-        seeds = len(row.values)
-        counted = f"{seeds} of {seeds + row.lacking}" if row.lacking else str(seeds)
-        numbers = (f"{row.mean:.4f}", spread, counted, gap)
-        table.add_row(str(place), row.label, *numbers)
-    called = {outcome.best.run.called(label): held for label, held in outcome.teachers.items()}
-    for teacher, metrics in called.items():
-        if metric in metrics:
-            table.add_row("", teacher, f"{metrics[metric]:.4f}", "", "1", "", style="bold")
-    console.print(table)
-    if outcome.stopped:
-        console.print(f"stopped early, not ranked: {len(outcome.stopped)} trials")
-    for trial in outcome.failed:
-        console.print(f"failed: {dict(trial.changes)}: {trial.error}", style="red", markup=False)
-    tested = [f"{name} {metrics['test/top1']:.4f}" for name, metrics in called.items()]
-    shown = ", ".join([f"student {outcome.test['test/top1']:.4f}", *tested])
-    console.print(f"test top-1, seen once: {shown}")
-    console.print(f"best student: {outcome.student.weights}", soft_wrap=True)
-    console.print(f"report: {outcome.folder / REPORT}", soft_wrap=True)
-    console.print(f"compare the runs: {_this_command()} ui", soft_wrap=True)
-
-
-def _this_command() -> str:
-    """How this program is called from where the user is."""
-    kd = Path(sys.executable).parent / "kd"
-    return str(kd.relative_to(Path.cwd())) if kd.is_relative_to(Path.cwd()) else str(kd)
+    print_plan(planned(config, pictures))

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
+from urllib.parse import urlsplit
 
 from pydantic import (
     Discriminator,
@@ -16,16 +17,17 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     Tag,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
 
 from kdcore.checks import unknown_name
-from kdcore.losses import LOSSES
 from kdcore.taps import EMBEDDING
 from kdcore.teachers import Ensemble
 from pipelines.augment import VERSION as VIEWS_VERSION
 from pipelines.augment import AugmentConfig
+from pipelines.custom_losses import FLAG, code_identity, is_custom, loss_line
 from pipelines.formats import LogitsFormat, TopConfig
 from pipelines.methods import SyntheticConfig
 from pipelines.networks import ModelConfig, StudentConfig
@@ -134,6 +136,15 @@ _LATER = ("classes", "classes_seed", "on_bad_image")
 _METRICS = ("loss", "top1")  # of every run's training, beside its terms
 
 
+def _refuse_custom(losses: Mapping[str, Any]) -> None:
+    for label, term in losses.items():
+        if isinstance(term, dict) and is_custom(str(term["loss"])):
+            raise ValueError(
+                f"{label}: {term['loss']!r} is code from elsewhere, and would be run: say "
+                f"`{FLAG}: true` in the run if you trust it"
+            )
+
+
 class Listener(NamedTuple):
     """Where a run listens to a teacher: to the only one or the average where it names none."""
 
@@ -153,10 +164,12 @@ class RunConfig(Strict):
     epochs: PositiveInt
     batch_size: PositiveInt = 64  # per run, not per worker
     optimizer: OptimizerConfig = OptimizerConfig()
+    allow_custom_losses: bool = False  # a loss may be module:attr, which runs its code
     losses: dict[str, LossConfig]
     synthetic: SyntheticConfig | None = None  # instead of the data's pictures, which only validate
     diagnostics: DiagnosticsConfig = DiagnosticsConfig()
     workers: PositiveInt = 1
+    save_every: PositiveInt | None = None  # steps: checkpoints within an epoch, not only at its end
     seed: NonNegativeInt = 0
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     runs: Path = Path("runs")  # where finished runs are kept
@@ -174,9 +187,19 @@ class RunConfig(Strict):
             return content  # the field's own error says where
         return {**content, "batch_size": synthetic.batch_size}
 
+    @field_validator("caches")
+    @classmethod
+    def _no_password(cls, caches: str) -> str:
+        if "@" in urlsplit(caches).netloc:
+            raise ValueError(
+                "the address holds a password, which everyone who sees the run would read; give "
+                "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or what your store has, instead"
+            )
+        return caches
+
     @field_validator("losses", mode="before")
     @classmethod
-    def _label_names_loss(cls, losses: Any) -> Any:
+    def _label_names_loss(cls, losses: Any, info: ValidationInfo) -> Any:
         if not isinstance(losses, dict):
             return losses
         for label in losses:
@@ -185,10 +208,13 @@ class RunConfig(Strict):
                     f"a loss label is a word such as kd or mid_layer and no metric's name "
                     f"({', '.join(_METRICS)}), got {label!r}"
                 )
-        return {
+        named = {
             label: {"loss": label, **term} if isinstance(term, dict) else term
             for label, term in losses.items()
         }
+        if not info.data.get(FLAG):  # here, before a term is looked at: that imports it
+            _refuse_custom(named)
+        return named
 
     @model_validator(mode="after")
     def _consistent(self) -> RunConfig:
@@ -223,6 +249,11 @@ class RunConfig(Strict):
         if self.synthetic is None:
             return self
         self.synthetic.check_batch(self.batch_size, workers=self.workers)
+        if self.save_every is not None:
+            raise ValueError(
+                "save_every: what makes synthetic pictures is written down between epochs only; "
+                "leave it out, and have shorter epochs by synthetic.change.schedule"
+            )
         if self.data.views:
             raise ValueError(
                 f"data.views: {self.data.views} are views of real pictures, and the student sees "
@@ -280,15 +311,15 @@ class RunConfig(Strict):
         return {
             label: term
             for label, term in self.losses.items()
-            if term.is_on or not LOSSES[term.loss].needs_teacher
+            if term.is_on or not loss_line(term.loss).needs_teacher
         }
 
     @property
     def _listeners(self) -> list[Listener]:
         terms = [
-            Listener(f"losses.{label}", term.teacher, LOSSES[term.loss].needs_one_teacher)
+            Listener(f"losses.{label}", term.teacher, loss_line(term.loss).needs_one_teacher)
             for label, term in self.active.items()
-            if LOSSES[term.loss].needs_teacher
+            if loss_line(term.loss).needs_teacher
         ]
         joins = [
             Listener(f"student.{form}", joined.teacher, needs_one=True)
@@ -306,7 +337,7 @@ class RunConfig(Strict):
         """Whether it learns from the teacher in any way; a run that does not is a control."""
         if self.synthetic is not None:
             return True
-        listens = any(LOSSES[term.loss].needs_teacher for term in self.active.values())
+        listens = any(loss_line(term.loss).needs_teacher for term in self.active.values())
         return listens or self.student.reuse is not None
 
     @property
@@ -370,7 +401,9 @@ class RunConfig(Strict):
         A teacher's term of weight 0 is left out, and a teacher that no term listens to with it: the
         control of every sweep is one run. A dataset counts by its name and root, not its content.
         """
-        content = self.model_dump(mode="json", exclude={"name", "runs", "caches"})
+        content = self.model_dump(
+            mode="json", exclude={"name", "runs", "caches", "save_every", FLAG}
+        )
         for where in ("download", "spool"):
             del content["data"][where]
         for key in _LATER:  # whose default is what there was before
@@ -380,6 +413,9 @@ class RunConfig(Strict):
             content["data"]["augment"]["version"] = VIEWS_VERSION
         content["student"]["weights"] = file_digest(self.student.weights)
         content["losses"] = {label: content["losses"][label] for label in self.active}
+        for label, term in self.active.items():
+            if is_custom(term.loss):
+                content["losses"][label]["code"] = code_identity(term.loss)
         del content["synthetic"]
         if self.synthetic is not None:
             content["synthetic"] = self.synthetic.identity_content(self.batch_size)

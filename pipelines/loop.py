@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -26,15 +26,15 @@ from kdcore.types import Batch
 from pipelines.config import RunConfig
 from pipelines.data import Reader
 from pipelines.diagnostics import bounds, matched
-from pipelines.models import read_weights, save_weights
+from pipelines.models import read_state, read_weights, save_weights
 from pipelines.optimizer import CosineConfig, OptimizerConfig
 from pipelines.students import layer_of
 from pipelines.training import ACCURACY, training_batches, with_teachers
 
 Metrics = dict[str, float]
-# What an epoch gave, and the folder of its checkpoint, which the receiver may empty (None on every
-# worker but the first, and for an epoch that is told again).
-Report = Callable[[Metrics, Path | None], None]
+# What an epoch gave (None within one), and the folder of a checkpoint, which the receiver may empty
+# (None on every worker but the first, and for an epoch that is told again).
+Report = Callable[[Metrics | None, Path | None], None]
 
 STATE, BEST, LAST = "state.pt", "best.safetensors", "last.safetensors"
 
@@ -56,6 +56,50 @@ class Progress:
         return better
 
 
+@dataclass
+class Sums:
+    """What the steps of an epoch have measured so far, on this worker."""
+
+    steps: int = 0
+    sums: dict[str, Tensor] = field(default_factory=dict)
+
+    def add(self, seen: Mapping[str, Tensor]) -> None:
+        self.steps += 1
+        self.sums = {
+            name: self.sums.get(name, 0.0) + value.double() for name, value in seen.items()
+        }
+
+    def clear(self) -> None:
+        self.steps, self.sums = 0, {}
+
+    def means(self) -> Metrics:
+        """Over the steps of all workers."""
+        totals = torch.stack(list(self.sums.values())) / self.steps
+        if dist.is_initialized():
+            dist.all_reduce(totals)
+            totals /= dist.get_world_size()
+        return {
+            f"train/{name}": value for name, value in zip(self.sums, totals.tolist(), strict=True)
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """The sums of every worker; all of them must ask at once."""
+        if not self.sums:
+            return {"steps": 0, "names": [], "sums": []}
+        own = torch.stack(list(self.sums.values()))
+        held = [own]
+        if dist.is_initialized():
+            held = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+            dist.all_gather(held, own)
+        return {"steps": self.steps, "names": list(self.sums), "sums": held}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.clear()
+        if state["steps"]:
+            own = state["sums"][dist.get_rank() if dist.is_initialized() else 0]
+            self.steps, self.sums = state["steps"], dict(zip(state["names"], own, strict=True))
+
+
 def fit(
     run: RunConfig,
     step: DistillStep,
@@ -69,8 +113,8 @@ def fit(
     """Train the step's student and report every epoch; with a process group, one of its workers.
 
     ``live`` are the teachers whose outputs do not come with the reader's batches, from a cache.
-    ``resume`` is the folder of a checkpoint; the result is that of an undisturbed run, and what
-    was reported before is reported again.
+    ``resume`` is the folder of a checkpoint, of an epoch or (``run.save_every``) of a part of one.
+    The result is that of an undisturbed run, and what was reported before is reported again.
 
     Raises FloatingPointError, before the weights are touched, where the loss is not finite.
     """
@@ -84,8 +128,9 @@ def fit(
     optimizer = _optimizer(step, run.optimizer)
     schedule = _schedule(optimizer, run.optimizer, run.epochs)
     scaler = torch.amp.GradScaler(device.type, enabled=run.precision == "fp16")
+    so_far = Sums()
     parts: dict[str, Any] = {"step": step, "optimizer": optimizer}
-    parts |= {"schedule": schedule, "scaler": scaler}
+    parts |= {"schedule": schedule, "scaler": scaler, "sums": so_far}
     source = training_batches(run, step.student, reader, live, device)
     parts |= source.parts
     progress, best = _resumed(resume, parts, device)
@@ -93,11 +138,26 @@ def fit(
     for past in progress.history:
         report(past, None)
 
+    def checkpoint(metrics: Metrics | None) -> None:
+        state = _state(parts, progress)
+        if reader.rank > 0:
+            report(metrics, None)
+            return
+        with tempfile.TemporaryDirectory(prefix="kdsweep-") as folder:
+            _save(Path(folder), state, step, best)
+            report(metrics, Path(folder))
+
     for epoch in range(len(progress.history), run.epochs):
         started = time.perf_counter()
         learning_rate = schedule.get_last_lr()[0]
-        batches = source.epoch(epoch)
-        metrics = _train_epoch(module.train(), batches, optimizer, scaler, run.precision)
+        batches = source.epoch(epoch, start=so_far.steps)
+        for seen in _steps(module.train(), batches, optimizer, scaler, run.precision):
+            so_far.add(seen)
+            is_last = so_far.steps == reader.batches_per_epoch
+            if run.save_every and so_far.steps % run.save_every == 0 and not is_last:
+                checkpoint(None)
+        metrics = so_far.means()
+        so_far.clear()
         schedule.step()
         _share_buffers(step.student)
         metrics |= source.metrics(step.student)  # of all workers together
@@ -110,13 +170,9 @@ def fit(
         metrics["epoch"] = epoch + 1
         if progress.add(metrics):
             best = _copied(step.student.net)
-        if reader.rank > 0:
-            report(metrics, None)
-            continue
-        source.draw(epoch + 1)
-        with tempfile.TemporaryDirectory(prefix="kdsweep-") as folder:
-            _save(Path(folder), step, parts, progress, best)
-            report(metrics, Path(folder))
+        if reader.rank == 0:
+            source.draw(epoch + 1)
+        checkpoint(metrics)
     return progress
 
 
@@ -163,15 +219,14 @@ def _share_buffers(student: nn.Module) -> None:
             dist.broadcast(buffer, 0)
 
 
-def _train_epoch(
+def _steps(
     module: nn.Module,
     batches: Iterable[Batch],
     optimizer: Optimizer,
     scaler: torch.amp.GradScaler,
     precision: str,
-) -> Metrics:
-    sums: dict[str, Tensor] = {}
-    count = 0
+) -> Iterator[Mapping[str, Tensor]]:
+    """Learn from each batch, and say what was measured of it."""
     for batch in batches:
         with _autocast(batch.image.device, precision):
             result = module(batch)
@@ -181,14 +236,7 @@ def _train_epoch(
         scaler.step(optimizer)
         scaler.update()
         right = batch.right(result.logits.argmax(dim=1)).mean()
-        seen = {"loss": result.loss.detach(), "top1": right, **result.parts}
-        sums = {name: sums.get(name, 0.0) + value.double() for name, value in seen.items()}
-        count += 1
-    totals = torch.stack(list(sums.values())) / count
-    if dist.is_initialized():
-        dist.all_reduce(totals)
-        totals /= dist.get_world_size()
-    return {f"train/{name}": value for name, value in zip(sums, totals.tolist(), strict=True)}
+        yield {"loss": result.loss.detach(), "top1": right, **result.parts}
 
 
 def _autocast(device: torch.device, precision: str) -> torch.autocast:
@@ -251,19 +299,20 @@ def _copied(net: nn.Module) -> dict[str, Tensor]:
     return {name: held.cpu().clone() for name, held in net.state_dict().items()}
 
 
-def _save(
-    folder: Path,
-    step: DistillStep,
-    parts: Mapping[str, Any],
-    progress: Progress,
-    best: Mapping[str, Tensor],
-) -> None:
+def _state(parts: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     state = {name: part.state_dict() for name, part in parts.items()}
     state |= {"history": progress.history, "best": progress.best, "random": torch.get_rng_state()}
     state["random_gpu"] = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return state
+
+
+def _save(
+    folder: Path, state: Mapping[str, Any], step: DistillStep, best: Mapping[str, Tensor]
+) -> None:
     torch.save(state, folder / STATE)
     save_weights(step.student.net.state_dict(), folder / LAST)
-    save_weights(best, folder / BEST)
+    if best:  # not yet in the first epoch
+        save_weights(best, folder / BEST)
 
 
 def _resumed(
@@ -271,10 +320,11 @@ def _resumed(
 ) -> tuple[Progress, dict[str, Tensor]]:
     if folder is None:
         return Progress(), {}
-    state = torch.load(folder / STATE, map_location=device, weights_only=True)
+    state = read_state(folder / STATE, device)
     for name, part in parts.items():
         part.load_state_dict(state[name])
     torch.set_rng_state(state["random"].cpu())
     for number, random in enumerate(state["random_gpu"]):
         torch.cuda.set_rng_state(random.cpu(), number)
-    return Progress(state["history"], state["best"]), read_weights(folder / BEST)
+    progress = Progress(state["history"], state["best"])
+    return progress, read_weights(folder / BEST) if progress.best else {}

@@ -28,6 +28,7 @@ from pipelines.cluster import num_cores, worker_resources, workers_at_once
 from pipelines.config import RunConfig, plain
 from pipelines.data import Reader, TeacherRows
 from pipelines.loop import BEST, STATE, Metrics, Progress, fit, keep, pick_device
+from pipelines.models import read_state
 from pipelines.sources import Pictures
 
 RESULT = "result.json"
@@ -127,10 +128,11 @@ def train_here(run: RunConfig, inputs: Inputs, on_epoch: OnEpoch) -> Finished:
 def _train_here(run: RunConfig, inputs: Inputs, on_epoch: OnEpoch) -> Finished:
     inputs = inputs.only(run.heard)
 
-    def report(metrics: Metrics, folder: Path | None) -> None:
+    def report(metrics: Metrics | None, folder: Path | None) -> None:
         if folder is not None:
             keep(folder, run.folder)
-        on_epoch(metrics)
+        if metrics is not None:
+            on_epoch(metrics)
 
     progress = fit(
         run,
@@ -176,7 +178,7 @@ def train_with_callback(
             copied = Path(shutil.copytree(folder, run.folder / ".arriving", dirs_exist_ok=True))
         keep(copied, run.folder)
         copied.rmdir()
-        state = torch.load(run.folder / STATE, map_location="cpu", weights_only=True)
+        state = read_state(run.folder / STATE, torch.device("cpu"))
         result = _finish(run, Progress(state["history"], state["best"]))
         shutil.rmtree(run.folder / _RAY_FOLDER, ignore_errors=True)
         return result
@@ -250,7 +252,8 @@ class _Forward(UserCallback):
         self._queue = queue
 
     def after_report(self, run_context: Any, metrics: list[Metrics], checkpoint: Any) -> None:
-        self._queue.put(metrics[0])
+        if metrics[0]:  # nothing in the middle of an epoch
+            self._queue.put(metrics[0])
 
 
 def _worker(config: dict[str, Any]) -> None:
@@ -260,9 +263,9 @@ def _worker(config: dict[str, Any]) -> None:
     inputs = held.only(run.heard)
     torch.set_num_threads(max(1, num_cores() // context.get_local_world_size()))
 
-    def report(metrics: Metrics, folder: Path | None) -> None:
+    def report(metrics: Metrics | None, folder: Path | None) -> None:
         checkpoint = None if folder is None else Checkpoint.from_directory(str(folder))
-        ray.train.report(metrics, checkpoint=checkpoint)
+        ray.train.report(metrics or {}, checkpoint=checkpoint)
 
     step = build_step(run, inputs.pictures, inputs.classifiers)
     reader = Reader(

@@ -33,8 +33,8 @@ class TrainingBatches(ABC):
     """The batches of one worker, on the device, with what all teachers say."""
 
     @abstractmethod
-    def epoch(self, number: int) -> Iterator[Batch]:
-        """Those of an epoch, which count from 0."""
+    def epoch(self, number: int, *, start: int = 0) -> Iterator[Batch]:
+        """Those of an epoch, which count from 0, from batch ``start`` on."""
 
     @property
     @abstractmethod
@@ -84,8 +84,9 @@ class _OfData(TrainingBatches):
     live: Live
     device: torch.device
 
-    def epoch(self, number: int) -> Iterator[Batch]:
-        return with_teachers(self.run, self.reader.train(number), self.live, self.device)
+    def epoch(self, number: int, *, start: int = 0) -> Iterator[Batch]:
+        batches = self.reader.train(number, start=start)
+        return with_teachers(self.run, batches, self.live, self.device)
 
     @property
     def judged_by(self) -> str:
@@ -110,7 +111,8 @@ class _Synthetic(TrainingBatches):
     others: Live  # the teachers beside the one of whom the pictures are made
     device: torch.device
 
-    def epoch(self, number: int) -> Iterator[Batch]:
+    def epoch(self, number: int, *, start: int = 0) -> Iterator[Batch]:
+        # from the first on: RunConfig allows no checkpoint within an epoch
         return with_teachers(self.run, self.batches.epoch(number), self.others, self.device)
 
     @property

@@ -10,7 +10,8 @@ import torch
 from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
-from pipelines.config import RunConfig, digest, plain
+from pipelines.loop import Metrics
+from pipelines.sharing import inputs_key
 from pipelines.space import SweepConfig
 from pipelines.train import train_here, train_with_callback
 
@@ -25,15 +26,17 @@ def run_trial(
     if run.workers == 1:
         train_here(run, ray.get(reference), tune.report)
     else:
-        train_with_callback(run, reference, TuneReportCallback(), tune.report)
+        train_with_callback(run, reference, _Epochs(), tune.report)
+
+
+class _Epochs(TuneReportCallback):
+    """Tells Tune of epochs, and nothing of checkpoints within one."""
+
+    def after_report(self, run_context: Any, metrics: list[Metrics], checkpoint: Any) -> None:
+        if metrics[0]:
+            super().after_report(run_context, metrics, checkpoint)
 
 
 def changes_of(config: Mapping[str, Any]) -> dict[str, Any]:
     """A trial's changes, by dotted path."""
     return dict(config["point"])
-
-
-def inputs_key(run: RunConfig) -> str:
-    """Names the data set and the teachers of a run; runs of one key share their inputs."""
-    content = plain(run)
-    return digest([content["data"], content["teacher"]])

@@ -1,7 +1,7 @@
 """One of two gloo workers: online data-free methods under DDP beside one process.
 
-Usage: python datafree_workers.py RANK FOLDER, as two_workers.py. Rank 0 writes ``measured.pt``:
-{method: {"one" | "two": {name: tensor}}}, all that two epochs have made of student and synthesizer.
+Usage: python datafree_workers.py RANK FOLDER, as ``gloo.py`` calls it. What is measured of a method
+is all that two epochs have made of student and synthesizer.
 """
 
 from __future__ import annotations
@@ -10,12 +10,10 @@ import sys
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -32,8 +30,8 @@ from tests.kdcore.datafree_toys import (
     toy,
     trained_teacher,
 )
+from tests.kdcore.gloo import NUM_WORKERS, joined
 
-NUM_WORKERS = 2
 ONLINE = ("adaptive_deepinversion", "dafl", "zskt", "dfq", "cmi", "fast")
 
 
@@ -108,19 +106,10 @@ def main(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
     alone = cases() if rank == 0 else ()
     measured = {name: {"one": trained(method, workers=1)} for name, method in alone}
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{folder / 'rendezvous'}",
-        rank=rank,
-        world_size=NUM_WORKERS,
-        timeout=timedelta(seconds=60),
-    )
-    for name, method in cases():
-        two = trained(method, workers=NUM_WORKERS)
-        measured.setdefault(name, {})["two"] = two
-    if rank == 0:
-        torch.save(measured, folder / "measured.pt")
-    dist.destroy_process_group()
+    with joined(rank, folder, measured):
+        for name, method in cases():
+            two = trained(method, workers=NUM_WORKERS)
+            measured.setdefault(name, {})["two"] = two
 
 
 if __name__ == "__main__":

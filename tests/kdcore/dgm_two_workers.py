@@ -1,19 +1,17 @@
 """One of two gloo workers: a distiller's gradient under DDP beside that of one process.
 
-Usage: python dgm_two_workers.py RANK FOLDER, as of ``two_workers.py``. Rank 0 writes
-``measured.pt``: {case: {"one" | "two": {name: tensor}}}, the loss and each parameter's gradient.
-Both have the same rows, from one run of the teacher of which each worker takes half.
+Usage: python dgm_two_workers.py RANK FOLDER, as ``gloo.py`` calls it. What is measured of a case is
+the loss and each parameter's gradient. Both have the same rows, from one run of the teacher of
+which each worker takes half.
 """
 
 from __future__ import annotations
 
 import copy
 import sys
-from datetime import timedelta
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -24,8 +22,9 @@ from kdcore.dgm.models.ladder import Ladder, LadderGenerator
 from kdcore.dgm.models.vrnn import VRNNGenerator
 from kdcore.dgm.objective import PUBLISHED
 from kdcore.dgm.trace import Trace
+from tests.kdcore.gloo import NUM_WORKERS, joined, mean_over_workers
 
-NUM_WORKERS, NUM_ROWS = 2, 6
+NUM_ROWS = 6
 
 
 def models(name: str, width: int) -> nn.Module:
@@ -71,21 +70,11 @@ def main(rank: int, folder: Path) -> None:
     measured = {
         name: {"one": measure(copy.deepcopy(step), traces[name])} for name, step in steps.items()
     }
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{folder / 'rendezvous'}",
-        rank=rank,
-        world_size=NUM_WORKERS,
-        timeout=timedelta(seconds=60),
-    )
-    for name, step in steps.items():
-        two = measure(DistributedDataParallel(step), half(traces[name], rank))
-        dist.all_reduce(two["loss"])
-        two["loss"] /= NUM_WORKERS
-        measured[name]["two"] = two
-    if rank == 0:
-        torch.save(measured, folder / "measured.pt")
-    dist.destroy_process_group()
+    with joined(rank, folder, measured):
+        for name, step in steps.items():
+            two = measure(DistributedDataParallel(step), half(traces[name], rank))
+            two["loss"] = mean_over_workers(two["loss"])
+            measured[name]["two"] = two
 
 
 if __name__ == "__main__":

@@ -1,10 +1,8 @@
 """One of two gloo workers: the gradient of every loss under DDP beside that of one process.
 
-Usage: python two_workers.py RANK FOLDER. A script rather than a function of the test, because
-pytest's importlib mode gives test modules no name that a spawned process could import. Rank 0
-writes ``measured.pt``: {case: {"one" | "two": {name: tensor}}}, the value of the loss under the
-name "loss", the gradient of each parameter under the parameter's, what each buffer holds
-afterwards under the buffer's; after two steps without an optimiser.
+Usage: python two_workers.py RANK FOLDER, as ``gloo.py`` calls it. What is measured of a case is the
+value of the loss under the name "loss", the gradient of each parameter under the parameter's, what
+each buffer holds afterwards under the buffer's; after two steps without an optimiser.
 """
 
 from __future__ import annotations
@@ -14,11 +12,9 @@ import sys
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from datetime import timedelta
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -27,8 +23,8 @@ from kdcore.step import DistillStep
 from kdcore.taps import Tapped
 from kdcore.teachers import freeze, taught
 from kdcore.types import Batch, Outputs, Probe
+from tests.kdcore.gloo import NUM_WORKERS, joined, mean_over_workers
 
-NUM_WORKERS = 2
 NUM_ROWS = 6
 NUM_CLASSES = 5
 MAP = {"map": "map"}
@@ -108,21 +104,11 @@ def main(rank: int, folder: Path) -> None:
     batch = whole_batch()
     steps = {case: distill_step(loss, layers, batch) for case, loss, layers in cases()}
     measured = {case: {"one": measure(copy.deepcopy(step), batch)} for case, step in steps.items()}
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{folder / 'rendezvous'}",
-        rank=rank,
-        world_size=NUM_WORKERS,
-        timeout=timedelta(seconds=60),
-    )
-    for case, step in steps.items():
-        two = measure(DistributedDataParallel(step), half(batch, rank))
-        dist.all_reduce(two["loss"])
-        two["loss"] /= NUM_WORKERS
-        measured[case]["two"] = two
-    if rank == 0:
-        torch.save(measured, folder / "measured.pt")
-    dist.destroy_process_group()
+    with joined(rank, folder, measured):
+        for case, step in steps.items():
+            two = measure(DistributedDataParallel(step), half(batch, rank))
+            two["loss"] = mean_over_workers(two["loss"])
+            measured[case]["two"] = two
 
 
 if __name__ == "__main__":

@@ -85,7 +85,7 @@ class Training:
     rows: TeacherRows | None = None
     told: list[Metrics] = field(default_factory=list)
     lasts: list[dict[str, Tensor]] = field(default_factory=list)
-    stop_after: int = 0  # epochs; 0 does not stop
+    stop_after: int = 0  # checkpoints, one an epoch unless ``save_every``; 0 does not stop
     kept: Path | None = None
 
     def __post_init__(self) -> None:
@@ -94,14 +94,15 @@ class Training:
         rows = {} if self.rows is None else dict.fromkeys(self.run.teachers, self.rows)
         self.reader = Reader(self.run, pictures, rows)
 
-    def report(self, metrics: Metrics, folder: Path | None) -> None:
-        self.told.append(metrics)
+    def report(self, metrics: Metrics | None, folder: Path | None) -> None:
+        if metrics is not None:
+            self.told.append(metrics)
         if folder is None:
             return
         self.lasts.append(load_file(folder / LAST))
         if self.kept is not None:
             keep(folder, self.kept)
-        if metrics["epoch"] == self.stop_after:
+        if len(self.lasts) == self.stop_after:
             raise KeyboardInterrupt
 
     def fit(self, **how: Any) -> Progress:
@@ -356,7 +357,7 @@ STEPS = {"name": "adamw", "lr": 0.01, "schedule": {"name": "steps", "epochs": [1
 
 
 @pytest.mark.parametrize(
-    ("epochs_before", "changes"),
+    ("checkpoints_before", "changes"),
     [
         (1, {}),
         (2, {}),
@@ -364,17 +365,20 @@ STEPS = {"name": "adamw", "lr": 0.01, "schedule": {"name": "steps", "epochs": [1
         (2, {**TAUGHT, "optimizer": STEPS}),
         (1, {"optimizer": {"lr": 0.01, "nesterov": True}, "precision": "bf16"}),
         (1, {"student": DROPPING, "data": {**BASE["data"], "limit": 60}}),  # dropout draws numbers
+        (1, {"save_every": 2}),  # before there is a best epoch
+        (4, {**TAUGHT, "save_every": 2}),
+        (1, {"student": DROPPING, "data": {**BASE["data"], "limit": 60}, "save_every": 1}),
     ],
 )
 def test_a_run_that_breaks_off_goes_on_as_if_nothing_had_happened(
-    tmp_path: Path, epochs_before: int, changes: dict[str, Any]
+    tmp_path: Path, checkpoints_before: int, changes: dict[str, Any]
 ) -> None:
     run = run_of(**changes)
     live = {} if run.teacher is None else {"teacher": teacher_of(run)}
     undisturbed = Training(run, kept=tmp_path / "undisturbed")
     expected = undisturbed.fit(**live)
 
-    broken = Training(run, kept=tmp_path / "broken", stop_after=epochs_before)
+    broken = Training(run, kept=tmp_path / "broken", stop_after=checkpoints_before)
     with pytest.raises(KeyboardInterrupt):
         broken.fit(**live)
     torch.manual_seed(12345)  # as in another process
@@ -394,7 +398,7 @@ def test_a_run_that_breaks_off_goes_on_as_if_nothing_had_happened(
     assert progress.best is not None
     assert expected.best is not None
     assert timeless([progress.best]) == timeless([expected.best])
-    assert len(resumed.lasts) == run.epochs - epochs_before
+    exactly(resumed.lasts, undisturbed.lasts[checkpoints_before:])
 
 
 def test_a_finished_run_is_told_again_and_not_trained(tmp_path: Path) -> None:

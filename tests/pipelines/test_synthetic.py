@@ -178,7 +178,8 @@ def test_a_run_without_data_that_breaks_off_goes_on_as_if_it_had_not(
     run = run_of(tmp_path, method, select="agreement")
     inputs, kept = inputs_of(run), tmp_path / "kept"
 
-    def break_off(metrics: Metrics, folder: Path | None) -> None:
+    def break_off(metrics: Metrics | None, folder: Path | None) -> None:
+        assert metrics is not None
         assert folder is not None
         keep(folder, kept)
         if metrics["epoch"] == 2:
@@ -261,6 +262,7 @@ def test_two_ray_workers_invent_and_train_as_one_process(tmp_path: Path) -> None
             "batch_size is 16 and synthetic.change.schedule.batch_size is 32; they are the same",
         ),
         ({"data": {"name": "digits", "views": 2}}, "data.views: 2 are views of real pictures"),
+        ({"save_every": 2}, "save_every: what makes synthetic pictures is written down between"),
         ({"teacher": None, "losses": {"ce": {}}}, "synthetic needs a teacher and the run has none"),
         ({"workers": 3, "batch_size": 18}, "batch_size 16 must be a multiple of workers 3"),
     ],

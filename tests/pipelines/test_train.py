@@ -59,7 +59,7 @@ def test_a_finished_run_is_found_by_its_folder(run: RunConfig) -> None:
 @pytest.mark.usefixtures("local_ray")
 def test_two_ray_workers_train_what_one_process_trains(run: RunConfig) -> None:
     told: list[Metrics] = []
-    pair = changed(run, {"workers": 2})
+    pair = changed(run, {"workers": 2, "save_every": 3})
     together = train_on_workers(pair, inputs_of(run), told.append)
     alone = train_here(run, inputs_of(run), no_word)
     assert together.folder != alone.folder
@@ -76,7 +76,7 @@ def test_two_ray_workers_train_what_one_process_trains(run: RunConfig) -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
 def test_a_killed_worker_costs_nothing_but_time(run: RunConfig) -> None:
-    longer = changed(run, {"workers": 2, "epochs": 4})
+    longer = changed(run, {"workers": 2, "epochs": 4, "save_every": 3})
     killed: list[int] = []
 
     def kill_one(metrics: Metrics) -> None:

@@ -1,0 +1,138 @@
+"""What a person reads while commands work, and when they are done."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+if TYPE_CHECKING:  # each of them takes seconds to import
+    from pipelines.cache.inspection import CacheInfo
+    from pipelines.plan import Plan
+    from pipelines.report import Row
+    from pipelines.sweep import Outcome
+
+console = Console()
+errors = Console(stderr=True)
+
+
+class Bars:
+    """Progress for people: bars on a terminal, a line now and then elsewhere."""
+
+    def __enter__(self) -> Bars:
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self.tasks: dict[str, Any] = {}
+        self.told: dict[str, int] = {}
+        self.progress.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.progress.stop()
+
+    def __call__(self, stage: str, done: int, total: int, note: str) -> None:
+        if console.is_terminal:
+            if stage not in self.tasks:
+                self.tasks[stage] = self.progress.add_task(stage, total=total, note="")
+            self.progress.update(self.tasks[stage], completed=done, total=total, note=note)
+        elif done == total or 10 * done // total > self.told.get(stage, -1):
+            self.told[stage] = 10 * done // total
+            say(f"{stage}: {done}/{total} {note}")
+
+
+def say(words: str, style: str | None = None) -> None:
+    """One line as it is, neither wrapped nor coloured by what is in it."""
+    console.print(words, style=style, soft_wrap=True, markup=False, highlight=False)
+
+
+def print_cache(name: str, found: CacheInfo) -> None:
+    """What a cache holds, and what in it is unfinished."""
+    accuracy = "" if found.accuracy is None else f"teacher {found.accuracy:.2%} of all pictures"
+    table = Table(title=f"cache {name} {accuracy}".strip())
+    for heading in ("column", "views", "rows", "bytes", "bytes/row"):
+        table.add_column(heading, justify="left" if heading == "column" else "right")
+    for column in found.columns:
+        counts = (column.views, column.rows, column.num_bytes)
+        numbers = [*(f"{count:,}" for count in counts), f"{column.bytes_per_row:,.1f}"]
+        table.add_row(column.folder, *numbers)
+    console.print(table)
+    for unfinished in found.unfinished:
+        say(f"unfinished: {unfinished}")
+
+
+def print_plan(plan: Plan) -> None:
+    """The trials that a sweep would train, and what they would cost."""
+    for place, point in enumerate(plan.trials, start=1):
+        words = " ".join(f"{path}={value}" for path, value in point.items())
+        say(f"{place:>5} {words or 'base'}")
+    say(f"{plan.count} trials, {plan.finished} of them finished")
+    if plan.cache_bytes:
+        size = f"{plan.cache_bytes / 2**20:,.0f} MiB before compression"
+        say(f"cache: {plan.cache_rows:,} rows of what the trials' teachers say, {size}")
+    say(
+        f"time: {1000 * plan.step_seconds:.0f} ms a step of the base, so {plan.hours:.2f} hours "
+        f"for {plan.count - plan.finished} trials one after the other; cache, live teachers, "
+        "validation, making synthetic pictures come on top"
+    )
+
+
+def print_outcome(name: str, metric: str, outcome: Outcome) -> None:
+    """A sweep's ranked table, what failed, and where the rest of it is."""
+    from pipelines.page import REPORT
+
+    _print_table(name, metric, outcome)
+    if outcome.stopped:
+        say(f"stopped early, not ranked: {len(outcome.stopped)} trials")
+    for trial in outcome.failed:
+        say(f"failed: {dict(trial.changes)}: {trial.error}", style="red")
+    tested = [f"{held.title} {held.metrics['test/top1']:.4f}" for held in outcome.teachers]
+    shown = ", ".join([f"student {outcome.test['test/top1']:.4f}", *tested])
+    say(f"test top-1, seen once: {shown}")
+    say(f"best student: {outcome.student.weights}")
+    say(f"report: {outcome.folder / REPORT}")
+    say(f"compare the runs: {_this_command()} ui")
+
+
+def _print_table(name: str, metric: str, outcome: Outcome) -> None:
+    table = Table(title=f"{name}: {metric} of the best epoch, mean and sd over seeds")
+    for column in ("", "configuration", "mean", "sd", "seeds", "- control"):
+        table.add_column(column, justify="left" if column == "configuration" else "right")
+    for place, numbers in enumerate(_rows(outcome.rows), start=1):
+        table.add_row(str(place), *numbers)
+    for teacher in outcome.teachers:
+        if metric in teacher.metrics:
+            value = f"{teacher.metrics[metric]:.4f}"
+            table.add_row("", teacher.title, value, "", "1", "", style="bold")
+    console.print(table)
+
+
+def _rows(rows: Iterable[Row]) -> Iterable[tuple[str, ...]]:
+    """Each row in words, with its distance to the control of its setting."""
+    rows = list(rows)
+    controls = {row.setting: row.mean for row in rows if row.is_control}
+    for row in rows:
+        control = None if row.is_control else controls.get(row.setting)
+        gap = "" if control is None else f"{row.mean - control:+.4f}"
+        spread = "" if math.isnan(row.deviation) else f"{row.deviation:.4f}"
+        seeds = len(row.values)
+        counted = f"{seeds} of {seeds + row.lacking}" if row.lacking else str(seeds)
+        yield row.label, f"{row.mean:.4f}", spread, counted, gap
+
+
+def _this_command() -> str:
+    """How this program is called from where the user is."""
+    kd = Path(sys.executable).parent / "kd"
+    return str(kd.relative_to(Path.cwd())) if kd.is_relative_to(Path.cwd()) else str(kd)

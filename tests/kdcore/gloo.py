@@ -1,0 +1,73 @@
+"""Scripts of two gloo workers: how a test starts them, and how they find each other.
+
+They are scripts rather than functions of a test, because pytest's importlib mode gives test
+modules no name that a spawned process could import. Each is called with its rank and a folder, in
+which rank 0 leaves what was measured.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+NUM_WORKERS = 2
+Measured = dict[str, dict[str, dict[str, Tensor]]]  # of each case by one process, and by two
+_MEASURED = "measured.pt"
+_SECONDS = 180
+
+
+def measured_by(script: str, folder: Path) -> Measured:
+    """What both workers of a script in this folder measured together."""
+    path = Path(__file__).with_name(script)
+    environment = os.environ | {"PYTHONPATH": str(path.parents[2]), "OMP_NUM_THREADS": "1"}
+    workers = [
+        subprocess.Popen(
+            [sys.executable, str(path), str(rank), str(folder)],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(NUM_WORKERS)
+    ]
+    try:
+        printed = [worker.communicate(timeout=_SECONDS)[0] for worker in workers]
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.wait()
+    assert not any(worker.returncode for worker in workers), "\n".join(printed)
+    measured: Measured = torch.load(folder / _MEASURED)
+    return measured
+
+
+@contextmanager
+def joined(rank: int, folder: Path, measured: Measured) -> Iterator[None]:
+    """This process as one of the workers; at the end rank 0 writes what was measured."""
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{folder / 'rendezvous'}",
+        rank=rank,
+        world_size=NUM_WORKERS,
+        timeout=timedelta(seconds=_SECONDS),
+    )
+    yield
+    if rank == 0:
+        torch.save(measured, folder / _MEASURED)
+    dist.destroy_process_group()
+
+
+def mean_over_workers(value: Tensor) -> Tensor:
+    """A value that each worker has for its own rows."""
+    total = value.clone()
+    dist.all_reduce(total)
+    return total / NUM_WORKERS

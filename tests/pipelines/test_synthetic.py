@@ -151,6 +151,15 @@ def test_a_student_is_trained_without_data_and_the_teacher_stays_as_it_was(
     assert {name.removeprefix("synthetic/part/") for name in last if "/part/" in name} == priors
 
 
+def test_dfq_trains_a_student_of_eight_bits(tmp_path: Path) -> None:
+    student = {"name": "convnet", "params": {"width": 4}, "quantise": {"bits": 8}}
+    run = validated(RunConfig, {**content_of(tmp_path, "dfq"), "student": student}, where="toy")
+    result = train_here(run, inputs_of(run), no_word)
+    greatest = load_file(result.folder / LAST)["classifier.rounding.greatest"]
+    assert float(greatest) > 0
+    assert result.history[-1]["train/loss"] < result.history[0]["train/loss"]
+
+
 def test_no_picture_of_the_data_is_trained_on(tmp_path: Path) -> None:
     run = run_of(tmp_path, "fast")
     inputs = inputs_of(run)

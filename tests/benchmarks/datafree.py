@@ -29,7 +29,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from datafree_rows import BATCH, BUDGETS, REAL, digest_of, method_of
+from datafree_rows import BATCH, BUDGETS, QUANTISED, REAL, digest_of, method_of
 from torch import Tensor
 
 from kdcore.datafree.batches import SyntheticBatches
@@ -41,6 +41,7 @@ from kdcore.datafree.synthesis import Synthesizer
 from kdcore.datafree.targets import Records, measure_records
 from kdcore.datafree.transfer import transfer_set
 from kdcore.models import convnet
+from kdcore.quantisation import rounded, with_integers
 from kdcore.step import DistillStep
 from kdcore.taps import Tapped
 from kdcore.teachers import freeze, teacher_outputs
@@ -57,6 +58,7 @@ NORMALISATIONS = {
 }
 RATE = 2e-3
 OFFLINE_PICTURES = 1024
+QUANTISED_STEPS = 250
 LAYERS = {"block1": "block1", "block2": "block2", "block3": "block3"}
 WIDTHS = {"digits": (25, 6), "FashionMNIST": (26, 9)}  # teacher, student
 TEACHER_STEPS = {"digits": 600, "FashionMNIST": 1500}
@@ -164,11 +166,21 @@ def measured(task: Task, row: str, seed: int) -> Measured:
     elif isinstance(method.schedule, Offline):
         batches = _offline(task, method, seed)
     else:
-        batches = _online(task, method, student, seed)
+        batches = _online(task, method, student, seed, steps=steps)
     _learn(step, batches, steps)
+    if row == QUANTISED:
+        student = _quantised(task, method, student, seed)
     spent = time.process_time() - started
     right = accuracy(student, task.test)
     return Measured(task.name, row, seed, right, spent, digest_of(row), _commit())
+
+
+def _quantised(task: Task, method: Method, student: Tapped, seed: int) -> Tapped:
+    """A trained student with 8 bits, trained as such for a while, with bytes for weights."""
+    learner = Tapped(rounded(student.net, 8), LAYERS)
+    step = published_step(method, learner, task.teacher, shape=task.shape, layers=LAYERS)
+    _learn(step, _online(task, method, learner, seed, steps=QUANTISED_STEPS), QUANTISED_STEPS)
+    return Tapped(with_integers(learner.net.eval()))
 
 
 def steps_of(method: Method) -> int:
@@ -205,7 +217,9 @@ def _from_rows(task: Task, image: Tensor, method: Method, seed: int) -> Iterator
         yield Batch(seen, said.logits.argmax(dim=1), rows, teacher=said)
 
 
-def _online(task: Task, method: Method, student: Tapped, seed: int) -> Iterator[Batch]:
+def _online(
+    task: Task, method: Method, student: Tapped, seed: int, *, steps: int
+) -> Iterator[Batch]:
     made = Synthesizer(
         task.teacher,
         method,
@@ -215,7 +229,7 @@ def _online(task: Task, method: Method, student: Tapped, seed: int) -> Iterator[
         seed=seed,
     )
     batches = SyntheticBatches(made)
-    for epoch in range(-(-steps_of(method) // batches.batches_per_epoch)):
+    for epoch in range(-(-steps // batches.batches_per_epoch)):
         yield from batches.epoch(epoch)
 
 

@@ -18,18 +18,39 @@ from pipelines.methods import changed_plan
 
 BATCH = 128  # of every student
 REAL = "student on real data"
+QUANTISED = "dfq, then 8 bits"
 
 _OFFLINE = {"images": {"lr": 0.1}, "schedule": {"batch_size": 256, "steps": 150}}
 _T4 = {"losses": {"kd": {"params": {"temperature": 4.0}}}}
 _THIN = {"network": {"latent": 64, "width": 32}}
 _POOLED = {"student_steps": 10, "student_batch_size": BATCH, "batch_size": BATCH}
-_NO_VIEW = {"view": {"crop": 1, "flip": False}, "student_view": {"crop": 1, "flip": False}}
+# a crop pads with grey, which no digit has around it, and a mirrored digit is none
+_NO_VIEW = {"view": {"crop": 0, "flip": False}, "student_view": {"crop": 0, "flip": False}}
+_STATISTICS = {"priors": {"statistics": {"weight": 10.0}}}
+
+_DFQ = {
+    "images": _THIN,
+    "schedule": {"batch_size": BATCH, "student_steps": 5, "rounds": 50, "warmup": 50},
+    "priors": {
+        "disagreement": {"after": 50},
+        **{name: {"weight": 0.1} for name in ("statistics_divergence", "entropy", "balance")},
+    },
+}
 
 BUDGETS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "noise": ("noise", _T4),
     "lopes": ("lopes", {"schedule": {"batch_size": 256, "steps": 150}}),
-    "zskd": ("zskd", {**_OFFLINE, "student_view": {"crop": 1, "flip": False}}),
+    "zskd": ("zskd", {**_OFFLINE, "student_view": {"crop": 0, "flip": False}}),
     "soft_target": ("soft_target", {**_OFFLINE, **_T4}),
+    "lopes + statistics": (
+        "lopes",
+        {"schedule": {"batch_size": 256, "steps": 150}, **_STATISTICS},
+    ),
+    "zskd + statistics": (
+        "zskd",
+        {**_OFFLINE, "student_view": {"crop": 0, "flip": False}, **_STATISTICS},
+    ),
+    "soft_target + statistics": ("soft_target", {**_OFFLINE, **_T4, **_STATISTICS}),
     "deepinversion": ("deepinversion", {**_OFFLINE, **_T4, "view": {"roll": 1}}),
     "adaptive_deepinversion": (
         "adaptive_deepinversion",
@@ -37,18 +58,30 @@ BUDGETS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
             "schedule": {**_POOLED, "batch_size": 256, "steps": 150, "student_steps": 250},
             **_T4,
             "view": {"roll": 1, "flip": False},
-            "student_view": {"crop": 1, "flip": False},
+            "student_view": {"crop": 0, "flip": False},
         },
     ),
     "dafl": (
         "dafl",
         {"images": {**_THIN, "lr": 2e-3}, "schedule": {"batch_size": BATCH, "rounds": 100}},
     ),
-    "dafl + statistics": (
+    "dafl + replay": (
         "dafl",
         {
             "images": {**_THIN, "lr": 2e-3},
-            "schedule": {"batch_size": BATCH, "rounds": 100, "student_steps": 5},
+            "schedule": {"batch_size": BATCH, "rounds": 50, "student_steps": 2, "replay": True},
+        },
+    ),
+    "dafl + statistics, fresh pictures": (
+        "dafl",
+        {
+            "images": {**_THIN, "lr": 2e-3},
+            "schedule": {
+                "batch_size": BATCH,
+                "rounds": 100,
+                "student_steps": 5,
+                "student_sees": "fresh",
+            },
             "priors": {"statistics": {"weight": 1.0}},
         },
     ),
@@ -60,20 +93,8 @@ BUDGETS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
         "zskt",
         {"images": _THIN, "schedule": {"rounds": 50}, "losses": {"at": {"weight": 0.0}}},
     ),
-    "dfq": (
-        "dfq",
-        {
-            "images": _THIN,
-            "schedule": {"batch_size": BATCH, "student_steps": 5, "rounds": 50, "warmup": 50},
-            "priors": {
-                "disagreement": {"after": 50},
-                **{
-                    name: {"weight": 0.1}
-                    for name in ("statistics_divergence", "entropy", "balance")
-                },
-            },
-        },
-    ),
+    "dfq": ("dfq", _DFQ),
+    QUANTISED: ("dfq", _DFQ),
     "cmi": (
         "cmi",
         {

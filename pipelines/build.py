@@ -27,6 +27,7 @@ from pipelines.models import build_network, load_weights
 from pipelines.networks import ModelConfig
 from pipelines.sources import Pictures, read_pictures
 from pipelines.students import as_trained, as_used, layer_names, layer_of
+from pipelines.synthetic import method_of, synthetic_batches, taught_by
 from pipelines.terms import LossConfig, ScheduleConfig, hyperparameters
 from pipelines.views import normalised
 
@@ -44,7 +45,16 @@ def checked(run: RunConfig) -> Pictures:
             build_teacher(teacher, pictures, layers, place=run.called(label))
         else:
             checked(teacher.run)
+    if run.synthetic is not None:
+        _check_synthetic(run, pictures)
     return pictures
+
+
+def _check_synthetic(run: RunConfig, pictures: Pictures) -> None:
+    """That the method can make pictures of this shape from such a teacher."""
+    teacher = _blank_teacher(run, taught_by(run), pictures)
+    with _named(f"synthetic.{method_of(run).method}"):
+        synthetic_batches(run, build_student(run, pictures), teacher, pictures.image.shape[1:])
 
 
 def build_student(
@@ -176,16 +186,23 @@ def probe_of(run: RunConfig, pictures: Pictures) -> Probe:
     batch = next(taught_together([batch], {}, precision={}, space=run.ensemble))
     student = build_student(run, pictures).eval()
     with torch.no_grad(), _named("student"):
-        return Probe(student(image), batch, num_rows=len(pictures.label))
+        # nobody knows how many pictures will be made
+        num_rows = len(pictures.label) if run.synthetic is None else 0
+        return Probe(student(image), batch, num_rows=num_rows)
 
 
 def _said(run: RunConfig, label: str, pictures: Pictures, image: Tensor) -> Outputs:
     """What a teacher's network says before it has its weights."""
-    teacher = run.teachers[label].model_copy(update={"weights": None})
-    place = run.called(label)
-    tapped = build_teacher(teacher, pictures, run.teacher_layers[label], place=place)
-    with _named(place):
+    tapped = _blank_teacher(run, label, pictures)
+    with _named(run.called(label)):
         return teacher_outputs(tapped, image)
+
+
+def _blank_teacher(run: RunConfig, label: str, pictures: Pictures) -> Tapped:
+    """A teacher's network before it has its weights."""
+    teacher = run.teachers[label].model_copy(update={"weights": None})
+    layers = run.teacher_layers[label]
+    return build_teacher(teacher, pictures, layers, place=run.called(label))
 
 
 def _joined_teacher(

@@ -73,6 +73,9 @@ def check(config: Config, changes: Changes = [], debug: Debug = False) -> None:
         whose = f"from {run.called(term.teacher)}" if term.teacher else ""
         compared = f"{term.loss} {term.params} {term.layers or ''} {whose}"
         say(f"  {label}: {term.weight} x {compared}".rstrip())
+    if run.synthetic is not None:
+        count = run.synthetic.batches_per_epoch
+        say(f"synthetic: {run.synthetic.method}, {count} batches of {run.batch_size} an epoch")
     if isinstance(loaded, SweepConfig):
         for variant in loaded.variants:
             say(f"  variant {variant}")

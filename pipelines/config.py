@@ -29,6 +29,7 @@ from pipelines.augment import VERSION as VIEWS_VERSION
 from pipelines.augment import AugmentConfig
 from pipelines.custom_losses import FLAG, code_identity, is_custom, loss_line
 from pipelines.formats import LogitsFormat, TopConfig
+from pipelines.methods import SyntheticConfig
 from pipelines.networks import ModelConfig, StudentConfig
 from pipelines.optimizer import OptimizerConfig
 from pipelines.strict import Strict
@@ -165,6 +166,7 @@ class RunConfig(Strict):
     optimizer: OptimizerConfig = OptimizerConfig()
     allow_custom_losses: bool = False  # a loss may be module:attr, which runs its code
     losses: dict[str, LossConfig]
+    synthetic: SyntheticConfig | None = None  # instead of the data's pictures, which only validate
     diagnostics: DiagnosticsConfig = DiagnosticsConfig()
     workers: PositiveInt = 1
     save_every: PositiveInt | None = None  # steps: checkpoints within an epoch, not only at its end
@@ -172,6 +174,18 @@ class RunConfig(Strict):
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     runs: Path = Path("runs")  # where finished runs are kept
     caches: str = "caches"  # where teacher caches are kept, a path or s3://, gs://; or one cache
+
+    @model_validator(mode="before")
+    @classmethod
+    def _batch_of_the_method(cls, content: Any) -> Any:
+        """Without `batch_size`, synthetic pictures come in the batches of their method."""
+        if not isinstance(content, dict) or not content.get("synthetic") or "batch_size" in content:
+            return content
+        try:
+            synthetic = SyntheticConfig.model_validate(content["synthetic"])
+        except ValueError:
+            return content  # the field's own error says where
+        return {**content, "batch_size": synthetic.batch_size}
 
     @field_validator("caches")
     @classmethod
@@ -231,9 +245,39 @@ class RunConfig(Strict):
         return self
 
     @model_validator(mode="after")
+    def _synthetic_pictures_are_the_teacher_s(self) -> RunConfig:
+        if self.synthetic is None:
+            return self
+        self.synthetic.check_batch(self.batch_size, workers=self.workers)
+        if self.save_every is not None:
+            raise ValueError(
+                "save_every: what makes synthetic pictures is written down between epochs only; "
+                "leave it out, and have shorter epochs by synthetic.change.schedule"
+            )
+        if self.data.views:
+            raise ValueError(
+                f"data.views: {self.data.views} are views of real pictures, and the student sees "
+                "synthetic ones in their method's synthetic.change.student_view; leave views out"
+            )
+        for label, teacher in self.teachers.items():
+            if teacher.source != "live":
+                raise ValueError(
+                    f"the {self.called(label)} is {teacher.source}, and a cache says nothing of "
+                    "synthetic pictures, which are new in every batch: give it `source: live`"
+                )
+            if teacher.precision != "fp32":
+                raise ValueError(
+                    f"the {self.called(label)} has precision {teacher.precision}: synthetic "
+                    "pictures follow its gradients, which need fp32"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _listeners_name_teachers(self) -> RunConfig:
         named = {f"losses.{label}": term.teacher for label, term in self.losses.items()}
         named["diagnostics"] = self.diagnostics.teacher
+        if self.synthetic is not None:
+            named["synthetic"] = self.synthetic.teacher
         for form, joined in self.student.joins.items():
             named[f"student.{form}"] = joined.teacher
         for place, name in named.items():
@@ -281,12 +325,18 @@ class RunConfig(Strict):
             Listener(f"student.{form}", joined.teacher, needs_one=True)
             for form, joined in self.student.joins.items()
         ]
-        bounds = Listener("diagnostics.bounds", self.diagnostics.teacher, needs_one=True)
-        return [*terms, *joins, bounds] if self.diagnostics.bounds else [*terms, *joins]
+        others = []
+        if self.diagnostics.bounds:
+            others.append(Listener("diagnostics.bounds", self.diagnostics.teacher, needs_one=True))
+        if self.synthetic is not None:
+            others.append(Listener("synthetic", self.synthetic.teacher, needs_one=True))
+        return [*terms, *joins, *others]
 
     @property
     def is_taught(self) -> bool:
-        """Whether any term listens to the teacher; a run of which none does is a control."""
+        """Whether it learns from the teacher in any way; a run that does not is a control."""
+        if self.synthetic is not None:
+            return True
         listens = any(loss_line(term.loss).needs_teacher for term in self.active.values())
         return listens or self.student.reuse is not None
 
@@ -323,6 +373,8 @@ class RunConfig(Strict):
         for joined in self.student.joins.values():
             if joined.teacher in (teacher, None):
                 yield joined.teacher_layer
+        if self.synthetic is not None and self.synthetic.teacher in (teacher, None):
+            yield from self.synthetic.layers
 
     def called(self, label: str) -> str:
         """A teacher in words, which needs its label only beside others."""
@@ -364,6 +416,9 @@ class RunConfig(Strict):
         for label, term in self.active.items():
             if is_custom(term.loss):
                 content["losses"][label]["code"] = code_identity(term.loss)
+        del content["synthetic"]
+        if self.synthetic is not None:
+            content["synthetic"] = self.synthetic.identity_content(self.batch_size)
         self._identify_teachers(content)
         return digest(content)[:12]
 
@@ -380,7 +435,9 @@ class RunConfig(Strict):
         if not self.diagnostics.bounds:
             content["diagnostics"]["teacher"] = None
         joins = [content["student"][form] for form in self.student.joins]
-        for listener in (*content["losses"].values(), *joins, content["diagnostics"]):
+        synthetic = [content["synthetic"]] if self.synthetic is not None else []
+        listeners = [*content["losses"].values(), *joins, *synthetic, content["diagnostics"]]
+        for listener in listeners:
             name = listener.pop("teacher")
             if len(heard) > 1 and name is not None:
                 listener["teacher"] = heard.index(name)

@@ -156,7 +156,7 @@ def print_plan(plan: Plan) -> None:
     say(
         f"time: {1000 * plan.step_seconds:.0f} ms a step of the base, so {plan.hours:.2f} hours "
         f"for {plan.count - plan.finished} trials one after the other; cache, live teachers, "
-        "validation come on top"
+        "validation, making synthetic pictures come on top"
     )
 
 

@@ -58,7 +58,7 @@ class Reader:
 
     def __post_init__(self) -> None:
         train, validation = split(len(self.pictures.label), self.run.data)
-        if len(train) < self.run.batch_size:
+        if len(train) < self.run.batch_size and self.run.synthetic is None:
             raise ValueError(
                 f"batch_size {self.run.batch_size} is more than the {len(train)} training pictures"
             )

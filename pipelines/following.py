@@ -42,7 +42,7 @@ class Follow(tune.Callback):
     ) -> None:
         self._config, self._inputs, self._show = config, inputs, show
         self._tracker, self._parent, self._standing = tracker, parent, standing
-        self._followed: dict[str, _Followed] = {}  # by identity: a search may propose a run twice
+        self._followed: dict[str, _Followed] = {}  # by identity: several trials may be one run
         self._identities: dict[str, str] = {}  # by trial
         self._ended: set[str] = set()
         self._told: dict[str, int] = {}  # epochs, by identity

@@ -28,10 +28,11 @@ from pipelines.config import RunConfig, TeacherConfig, plain
 from pipelines.data import Reader, TeacherRows, whole
 from pipelines.diagnostics import Matched, matched
 from pipelines.figures import EMBEDDING, joint_embedding, learning_curves, risk_bounds
-from pipelines.loop import Metrics, evaluate, pick_device, with_teachers
+from pipelines.loop import Metrics, evaluate, pick_device
 from pipelines.models import Served, load_weights
 from pipelines.sources import Pictures, read_pictures, split
-from pipelines.synthesize import is_made, sample_of, teacher_of, write_transfer_set
+from pipelines.synthesize import is_made, sample_of_shard, teacher_of, write_transfer_set
+from pipelines.synthetic import sample_of
 from pipelines.tracking import TrackedInput, TrackedRun, Tracker
 from pipelines.train import (
     Finished,
@@ -42,6 +43,7 @@ from pipelines.train import (
     train_here,
     train_on_workers,
 )
+from pipelines.training import with_teachers
 from pipelines.transfer import TransferConfig
 
 # Told of progress: the stage, how much of it is done and of how much, a note.
@@ -235,6 +237,9 @@ def follower(run: RunConfig, tracked: TrackedRun, watch: Watch) -> OnEpoch:
             return
         seen = epoch
         tracked.log(metrics, epoch=epoch)
+        sample = sample_of(run, epoch)
+        if sample.exists():
+            tracked.log_artifact(sample)
         watch(run.name, epoch, run.epochs, f"val top-1 {metrics['val/top1']:.4f}")
 
     return follow
@@ -320,7 +325,7 @@ def synthesize(
 
         def follow(shard: int, done: int, total: int, metrics: Metrics) -> None:
             tracked.log(metrics, epoch=shard)
-            sample = sample_of(folder, shard)
+            sample = sample_of_shard(folder, shard)
             if sample.exists():
                 tracked.log_artifact(sample)
             watch("synthesize", done, total, "")

@@ -22,15 +22,14 @@ from kdcore.metrics.classification import BINS, rates, tally
 from kdcore.schedules import Cosine
 from kdcore.step import DistillStep
 from kdcore.taps import Tapped
-from kdcore.teachers import taught_together
 from kdcore.types import Batch
-from pipelines.build import teacher_precision
 from pipelines.config import RunConfig
 from pipelines.data import Reader
 from pipelines.diagnostics import bounds, matched
 from pipelines.models import read_state, read_weights, save_weights
 from pipelines.optimizer import CosineConfig, OptimizerConfig
 from pipelines.students import layer_of
+from pipelines.training import ACCURACY, training_batches, with_teachers
 from pipelines.usage import Meter
 
 Metrics = dict[str, float]
@@ -47,11 +46,12 @@ class Progress:
 
     history: list[Metrics] = field(default_factory=list)
     best: Metrics | None = None
+    by: str = ACCURACY
 
     def add(self, metrics: Metrics) -> bool:
-        """Record an epoch; true if it is the best so far by validation accuracy."""
+        """Record an epoch; true if it is the best so far by that metric."""
         self.history.append(metrics)
-        better = self.best is None or metrics["val/top1"] > self.best["val/top1"]
+        better = self.best is None or metrics[self.by] > self.best[self.by]
         if better:
             self.best = metrics
         return better
@@ -130,9 +130,12 @@ def fit(
     schedule = _schedule(optimizer, run.optimizer, run.epochs)
     scaler = torch.amp.GradScaler(device.type, enabled=run.precision == "fp16")
     so_far = Sums()
-    parts = {"step": step, "optimizer": optimizer, "schedule": schedule, "scaler": scaler}
-    parts["sums"] = so_far
+    parts: dict[str, Any] = {"step": step, "optimizer": optimizer}
+    parts |= {"schedule": schedule, "scaler": scaler, "sums": so_far}
+    source = training_batches(run, step.student, reader, live, device)
+    parts |= source.parts
     progress, best = _resumed(resume, parts, device)
+    progress.by = source.judged_by
     for past in progress.history:
         report(past, None)
 
@@ -148,7 +151,7 @@ def fit(
     for epoch in range(len(progress.history), run.epochs):
         started, meter = time.perf_counter(), Meter(device)
         learning_rate = schedule.get_last_lr()[0]
-        batches = with_teachers(run, reader.train(epoch, start=so_far.steps), live, device)
+        batches = source.epoch(epoch, start=so_far.steps)
         for seen in _steps(module.train(), batches, optimizer, scaler, run.precision):
             so_far.add(seen)
             is_last = so_far.steps == reader.batches_per_epoch
@@ -158,6 +161,7 @@ def fit(
         so_far.clear()
         schedule.step()
         _share_buffers(step.student)
+        metrics |= source.metrics(step.student)  # of all workers together
         metrics |= evaluate(step.student, reader.validation(), device=device)
         if run.diagnostics.bounds and reader.rank == 0:
             rows = reader.held_out(run.diagnostics.rows)
@@ -168,6 +172,8 @@ def fit(
         metrics["epoch"] = epoch + 1
         if progress.add(metrics):
             best = _copied(step.student.net)
+        if reader.rank == 0:
+            source.draw(epoch + 1)
         checkpoint(metrics)
     return progress
 
@@ -202,15 +208,6 @@ def keep(folder: Path, target: Path) -> None:
         arriving = target / f".{file.name}.{os.getpid()}"
         shutil.move(file, arriving)
         arriving.replace(target / file.name)
-
-
-def with_teachers(
-    run: RunConfig, batches: Iterable[Batch], live: Mapping[str, Tapped], device: torch.device
-) -> Iterator[Batch]:
-    """Batches on the device with what all teachers say, those of the reader's and live ones."""
-    moved = (batch.to(device) for batch in batches)
-    precision = {label: teacher_precision(run.teachers[label]) for label in live}
-    return taught_together(moved, live, precision=precision, space=run.ensemble)
 
 
 def pick_device() -> torch.device:

@@ -82,12 +82,19 @@ class ExpandConfig(JoinConfig):
     copies: PositiveInt = 8
 
 
+class QuantiseConfig(Strict):
+    """Weights and inputs of every convolution and linear layer in so few bits, trained as such."""
+
+    bits: int = Field(default=8, ge=2, le=8)
+
+
 class StudentConfig(ModelConfig):
     """A network, and the form in which it is trained if that is another one."""
 
     branches: BranchesConfig | None = None
     reuse: ReuseConfig | None = None
     expand: ExpandConfig | None = None
+    quantise: QuantiseConfig | None = None
 
     @property
     def is_plain(self) -> bool:
@@ -117,4 +124,4 @@ class StudentConfig(ModelConfig):
         }
 
 
-_FORMS = ("branches", "reuse", "expand")
+_FORMS = ("branches", "reuse", "expand", "quantise")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -47,7 +48,9 @@ def planned(config: SweepConfig, pictures: Pictures) -> Plan:
     done = sum(finished(config.run(point)) is not None for point in listed)
     reader = Reader(base, pictures)
     seconds = step_seconds(base, pictures, reader)
-    steps = base.epochs * reader.batches_per_epoch
+    synthetic = base.synthetic
+    per_epoch = synthetic.batches_per_epoch if synthetic else reader.batches_per_epoch
+    steps = base.epochs * per_epoch
     caches = [cache for one in shared(config).values() for cache in _caches(one)]
     return Plan(
         trials=listed,
@@ -88,15 +91,17 @@ def step_seconds(
 ) -> float:
     """Wall time of one training step on this process's device, loading the batch included.
 
-    Teachers are stood in for by what blank networks say of blank pictures, so that the forward pass
-    of a live one is not in it.
+    Teachers are stood in for by what blank networks say of blank pictures, and synthetic pictures
+    by blank ones: neither a live teacher's forward pass is in it nor the making of pictures.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     step = build_step(run, pictures).to(device).train()
     probe = probe_of(run, pictures).batch
     optimizer = torch.optim.SGD(step.parameters(), lr=1e-12)
-    batches, spent = reader.train(0), []
-    for _ in range(min(_STEPS_TIMED, reader.batches_per_epoch)):
+    batches = reader.train(0) if run.synthetic is None else itertools.repeat(_blank(run, probe))
+    count = _STEPS_TIMED if run.synthetic else min(_STEPS_TIMED, reader.batches_per_epoch)
+    spent = []
+    for _ in range(count):
         started = clock()
         batch = next(batches)
         step(_taught(batch, probe).to(device)).loss.backward()
@@ -104,6 +109,11 @@ def step_seconds(
         optimizer.zero_grad()
         spent.append(clock() - started)
     return min(spent)
+
+
+def _blank(run: RunConfig, probe: Batch) -> Batch:
+    rows = torch.arange(run.batch_size)
+    return Batch(_grown(probe.image, run.batch_size), torch.zeros_like(rows), rows)
 
 
 def _taught(batch: Batch, probe: Batch) -> Batch:

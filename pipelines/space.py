@@ -21,7 +21,7 @@ from pipelines.strict import Strict, validated
 VARIANT, SEED = "variant", "seed"
 _FIXED = ("name", "runs", "caches", "workers", FLAG)
 # what must fit pictures, networks and losses
-_OF_NETWORKS = ("student", "teacher", "data", "losses", "batch_size")
+_OF_NETWORKS = ("student", "teacher", "data", "losses", "synthetic", "batch_size")
 
 
 class SearchConfig(Strict):

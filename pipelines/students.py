@@ -12,6 +12,7 @@ from kdcore.expansion import ExpandedStudent
 from kdcore.kdiffusion.branches import add_branches, branch_taps
 from kdcore.kdiffusion.fuse import fuse
 from kdcore.losses.hints import bottleneck
+from kdcore.quantisation import rounded, with_integers
 from kdcore.reuse import ReusedClassifier
 from kdcore.taps import EMBEDDING, Tapped
 from kdcore.terms import present
@@ -37,6 +38,8 @@ def as_trained(
             batch_norm=form.batch_norm,
             image=image,
         )
+    if config.quantise is not None:
+        return rounded(net, config.quantise.bits)
     form = config.reuse or config.expand
     if form is None:
         return net
@@ -87,10 +90,11 @@ def _freeze_above(net: nn.Module, held: Tensor) -> None:
 def as_used(net: nn.Module) -> nn.Module:
     """A copy as plain as it can be: branches fused into one layer, an expansion folded away.
 
-    In evaluation mode it computes what ``net`` does, up to rounding.
+    Of rounded layers the weights become bytes. In evaluation mode it computes what ``net`` does, up
+    to rounding.
     """
     net = net.eval()
-    return net.folded() if isinstance(net, ExpandedStudent) else fuse(net)
+    return net.folded() if isinstance(net, ExpandedStudent) else with_integers(fuse(net))
 
 
 def layer_of(net: nn.Module, name: str) -> nn.Module:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from hashlib import sha256
@@ -16,7 +15,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 import torch
-from PIL import Image
 from ray.util import ActorPool
 
 from kdcore.datafree.images import Normalisation
@@ -27,13 +25,13 @@ from kdcore.types import Batch
 from pipelines.build import build_teacher
 from pipelines.cluster import worker_resources, workers_at_once
 from pipelines.models import weights_digest
+from pipelines.samples import grid, png, put
 from pipelines.sources import Pictures, read_pictures
 from pipelines.transfer import DONE, MANIFEST, TransferConfig
 from pipelines.views import normalised
 
 SCHEMA_VERSION = 1
 SAMPLES = "samples"
-SAMPLE_SIDE = 8  # pictures in a row and in a column of a sample
 ROWS_OF_RECORDS = 256
 
 Metrics = dict[str, float]
@@ -71,7 +69,7 @@ def provenance(config: TransferConfig, teacher: Tapped) -> dict[str, Any]:
     }
 
 
-def sample_of(folder: Path, shard: int) -> Path:
+def sample_of_shard(folder: Path, shard: int) -> Path:
     """Where some pictures of a shard are drawn, if they are."""
     return folder / SAMPLES / f"{shard:05d}.png"
 
@@ -114,7 +112,7 @@ def _check_manifest(path: Path, content: dict[str, Any]) -> None:
                 f"{path} is of other pictures ({', '.join(differing)} differ); remove its folder "
                 "or choose another `transfer_sets`"
             )
-    _put(path, (json.dumps(content, indent=1) + "\n").encode())
+    put(path, (json.dumps(content, indent=1) + "\n").encode())
 
 
 def _shards(config: TransferConfig) -> Iterator[_Shard]:
@@ -182,13 +180,13 @@ class _Inventor:
             records=self.inputs.records,
         )
         if shard.number % config.samples_every == 0:
-            _put(sample_of(self.folder, shard.number), _png(_grid(made.image.numpy())))
-        _put(shard.path(self.folder), self._file(made, shard))
+            put(sample_of_shard(self.folder, shard.number), png(grid(made.image.numpy())))
+        put(shard.path(self.folder), self._file(made, shard))
         return shard.number, dict(made.metrics)
 
     def _file(self, made: TransferSet, shard: _Shard) -> bytes:
         rows = len(made.label)
-        image = [{"bytes": _png(one), "path": None} for one in made.image.numpy()]
+        image = [{"bytes": png(one), "path": None} for one in made.image.numpy()]
         logits = pa.FixedShapeTensorArray.from_numpy_ndarray(made.logits.numpy())
         columns = {
             "image": pa.array(image, pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
@@ -229,28 +227,4 @@ def _mark(folder: Path, shards: list[_Shard]) -> None:
                 "`kd synthesize` again"
             )
         listed[path.name] = {"rows": count, "sha256": sha256(path.read_bytes()).hexdigest()}
-    _put(folder / DONE, (json.dumps(listed, indent=1) + "\n").encode())
-
-
-def _grid(image: np.ndarray) -> np.ndarray:
-    """The first pictures (N, C, H, W) in rows beside and below each other: (C, rows, columns)."""
-    side = min(SAMPLE_SIDE, int(len(image) ** 0.5))
-    shown = image[: side * side].reshape(side, side, *image.shape[1:])
-    rows = [np.concatenate(list(row), axis=2) for row in shown]
-    return np.concatenate(rows, axis=1)
-
-
-def _png(picture: np.ndarray) -> bytes:
-    written = io.BytesIO()
-    channels_last = picture.transpose(1, 2, 0)
-    Image.fromarray(channels_last[:, :, 0] if len(picture) == 1 else channels_last).save(
-        written, "PNG"
-    )
-    return written.getvalue()
-
-
-def _put(path: Path, content: bytes) -> None:
-    """A whole file or none: a reader sees no part of it."""
-    arriving = path.with_name(f".{path.name}.{os.getpid()}")
-    arriving.write_bytes(content)
-    arriving.replace(path)
+    put(folder / DONE, (json.dumps(listed, indent=1) + "\n").encode())

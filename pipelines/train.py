@@ -21,6 +21,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.callback import UserCallback
 from ray.train.v2.api.config import LoggingConfig
 from ray.util.queue import Queue
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from kdcore.taps import Tapped
 from kdcore.types import Classifier
@@ -33,6 +34,7 @@ from pipelines.models import read_state
 from pipelines.sources import Pictures
 
 RESULT = "result.json"
+MAX_FAILURES = 3  # of a run's workers; an error of its own comes again, and ends it
 _RAY_FOLDER, _LOCK = "workers", ".lock"
 OnEpoch = Callable[[Metrics], None]
 
@@ -217,7 +219,8 @@ def _trainer(run: RunConfig, inputs: ray.ObjectRef, callback: UserCallback) -> T
             # the folder carries the run's identity: only this very run goes on from what is there
             name=_RAY_FOLDER,
             storage_path=str(run.folder.absolute()),
-            failure_config=FailureConfig(max_failures=1, controller_failure_limit=1),
+            # of losses that nobody announced: Ray does not count spot instances taken back
+            failure_config=FailureConfig(max_failures=MAX_FAILURES, controller_failure_limit=1),
             checkpoint_config=CheckpointConfig(num_to_keep=1),
             callbacks=[callback],
             logging_config=LoggingConfig(log_level="ERROR"),
@@ -242,8 +245,9 @@ def _told(done: Finished, on_epoch: OnEpoch) -> Finished:
 @contextmanager
 def _forwarded(on_epoch: OnEpoch) -> Iterator[_Forward]:
     """A callback that reports to this process, though it runs in Ray Train's controller."""
-    queue = Queue(actor_options={"num_cpus": 0})
-
+    # on this process's node: it must outlive those of the workers
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
     failures: list[BaseException] = []
 
     def listen() -> None:

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     TypeAdapter,
-    ValidationError,
     field_validator,
     model_validator,
 )
 
 from kdcore.checks import unknown_name
-from kdcore.datafree.plans import Method, Offline, Weighted
+from kdcore.datafree.plans import Method, Offline
 from kdcore.datafree.presets import PRESETS
 from kdcore.datafree.priors import check_priors
 from kdcore.datafree.targets import RecordedActivations
 from pipelines.config import DataConfig, TeacherConfig, digest
-from pipelines.strict import Strict, problems
+from pipelines.methods import changed_plan, offline_names
+from pipelines.strict import Strict
 
 # In the folder of a set: what it is of, and that every file is there.
 MANIFEST, DONE = "manifest.json", "_SUCCESS"
@@ -54,10 +52,9 @@ class TransferConfig(Strict):
         if name not in PRESETS:
             raise ValueError(unknown_name("method", name, PRESETS))
         if not isinstance(PRESETS[name].schedule, Offline):
-            offline = [key for key, one in PRESETS.items() if isinstance(one.schedule, Offline)]
             raise ValueError(
-                f"{name!r} makes pictures while its student learns, so it has no transfer set; "
-                f"methods that have: {', '.join(offline)}"
+                f"{name!r} makes pictures while its student learns, so it has no transfer set: "
+                f"name it as `synthetic` in a run; methods that have one: {offline_names()}"
             )
         return name
 
@@ -102,52 +99,3 @@ class TransferConfig(Strict):
     @property
     def folder(self) -> Path:
         return self.transfer_sets / f"{self.name}-{self.identity}"
-
-
-def changed_plan(held: Any, changes: Any, above: tuple[str, ...]) -> Any:
-    """The plan with other values, which are of the types that it declares.
-
-    A prior that the method does not name may be added. Raises ValueError with the path of a value
-    that is unknown or of the wrong kind.
-    """
-    if is_dataclass(held) and not isinstance(held, type):
-        return _changed_fields(held, _mapping(changes, above), above)
-    assert isinstance(held, Mapping)
-    result = dict(held)
-    for key, value in _mapping(changes, above).items():
-        if above[-1] == "priors":
-            result[key] = changed_plan(held.get(key, Weighted()), value, (*above, key))
-        elif key in held and is_dataclass(held[key]):
-            result[key] = changed_plan(held[key], value, (*above, key))
-        else:
-            result[key] = value
-    return result
-
-
-def _changed_fields(held: Any, changes: Mapping[str, Any], above: tuple[str, ...]) -> Any:
-    hints = get_type_hints(type(held))
-    known = [field.name for field in fields(held)]
-    values = {}
-    for key, value in changes.items():
-        path = (*above, key)
-        if key not in known:
-            raise ValueError(unknown_name(f"key {'.'.join(above)}", key, known))
-        current = getattr(held, key)
-        if is_dataclass(current) or isinstance(current, Mapping):
-            values[key] = changed_plan(current, value, path)
-        else:
-            values[key] = _checked(hints[key], value, path)
-    return replace(held, **values)
-
-
-def _mapping(changes: Any, above: tuple[str, ...]) -> Mapping[str, Any]:
-    if not isinstance(changes, Mapping):
-        raise ValueError(f"{'.'.join(above)}: expected a mapping of keys, got {changes!r}")
-    return changes
-
-
-def _checked(kind: Any, value: Any, path: tuple[str, ...]) -> Any:
-    try:
-        return TypeAdapter(kind).validate_python(value)
-    except ValidationError as error:
-        raise ValueError("; ".join(problems(error, path))) from None

@@ -11,14 +11,14 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 CHECKED = (
-    *("augment", "config", "formats", "networks", "optimizer"),
+    *("augment", "config", "formats", "methods", "networks", "optimizer"),
     *("ranges", "space", "strict", "terms", "transfer"),
 )
 TRAINING = ("following", "populations", "train", "trial", "trials")
 PARQUET = ("columns", "forward", "inspection", "parts", "read", "storage")
 # who may know a library; numpy and torch are everyone's
 OWNERS = {
-    "PIL": {"decoding", "synthesize"},
+    "PIL": {"decoding", "samples"},
     "filelock": {"cache.read", "cache.storage", "train"},
     "jaxtyping": {"diagnostics"},
     "jinja2": {"page"},

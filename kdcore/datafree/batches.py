@@ -6,15 +6,21 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any, final
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from kdcore.datafree.draws import rows_of_worker
+from kdcore.datafree.measurement import Rounds, picture_metrics
 from kdcore.datafree.memory import Pool
+from kdcore.datafree.observation import observe
 from kdcore.datafree.plans import Alternation, EveryEpoch, Offline
 from kdcore.datafree.synthesis import Round, Synthesizer
+from kdcore.rows import gather_rows
 from kdcore.teachers import teacher_outputs
 from kdcore.types import Batch
+
+FRESH_BATCHES = 4  # of pictures on which a student is judged
 
 
 @final
@@ -25,11 +31,14 @@ class SyntheticBatches:
     batch before asking for the next. The label is the teacher's choice, the row number that of the
     pool, or of the batch for pictures that are seen once. ``rounds`` are what the last epoch made.
 
+    Of every round that goes into a pool, ``held_out`` pictures never reach the student's training.
     State is taken and loaded between epochs. Raises ValueError for a method whose pictures are made
     before any student (``transfer_set``).
     """
 
-    def __init__(self, synthesizer: Synthesizer, *, label: str = "teacher") -> None:
+    def __init__(
+        self, synthesizer: Synthesizer, *, label: str = "teacher", held_out: int = 0
+    ) -> None:
         schedule = synthesizer.method.schedule
         if isinstance(schedule, Offline):
             raise ValueError(
@@ -37,17 +46,19 @@ class SyntheticBatches:
             )
         self.synthesizer, self.label, self.schedule = synthesizer, label, schedule
         method, like = synthesizer.method, synthesizer.like
-        self.pool = Pool(synthesizer.shape, limit=method.pool_limit, device=like.device)
-        self.rounds: list[Round] = []
+        self.pool, self.held = (
+            Pool(synthesizer.shape, limit=method.pool_limit, device=like.device) for _ in range(2)
+        )
+        self.held_out = held_out
+        self.rounds = Rounds()
 
     @property
     def batches_per_epoch(self) -> int:
-        rounds = self.schedule.rounds if isinstance(self.schedule, Alternation) else 1
-        return rounds * self.schedule.student_steps
+        return self.schedule.batches_per_epoch
 
     def epoch(self, number: int) -> Iterator[Batch]:
         """The epoch's batches, of this worker's share of rows each."""
-        self.rounds = []
+        self.rounds = Rounds()
         while self.synthesizer.rounds < self.schedule.warmup:
             self._invent()
         if isinstance(self.schedule, EveryEpoch):
@@ -59,10 +70,36 @@ class SyntheticBatches:
 
     def _invent(self) -> Round:
         made = self.synthesizer.round()
-        self.rounds.append(made)
+        self.rounds.add(made)
         if isinstance(self.schedule, EveryEpoch) or self.schedule.replay:
-            self.pool.add(self.synthesizer.normalisation.stored(made.image))
+            stored = gather_rows(self.synthesizer.normalisation.stored(made.image))
+            self.held.add(stored[: self.held_out])
+            self.pool.add(stored[self.held_out :])
         return made
+
+    def held_out_batches(self) -> Iterator[Batch]:
+        """Pictures that the student was never trained on.
+
+        They are those that were kept out of the pool, and of generators that learn on fresh ones.
+        """
+        if isinstance(self.schedule, Alternation):
+            for _ in range(FRESH_BATCHES):
+                yield self._batch(self.synthesizer.sample())
+            return
+        device, dtype = self.held.stored.device, self.synthesizer.like.dtype
+        size = self.schedule.batch_size
+        for start in range(0, len(self.held), size):
+            rows = torch.arange(start, min(start + size, len(self.held)), device=device)
+            image = self.held.pictures(rows, self.synthesizer.normalisation, dtype)
+            yield self._batch(image, rows)
+
+    def metrics(self) -> dict[str, float]:
+        """Of the last epoch's rounds: losses, and of the last pictures what the teacher says."""
+        if self.rounds.last is None:
+            return {}
+        with torch.no_grad():
+            said = observe(self.synthesizer.teacher, self.rounds.last.image)
+        return self.rounds.metrics | picture_metrics(said)
 
     def _from_pool(self, schedule: EveryEpoch) -> Iterator[Batch]:
         self._invent()
@@ -108,8 +145,13 @@ class SyntheticBatches:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next epoch depends on, but for the student."""
-        return {"synthesizer": self.synthesizer.state_dict(), "pool": self.pool.state_dict()}
+        return {
+            "synthesizer": self.synthesizer.state_dict(),
+            "pool": self.pool.state_dict(),
+            "held": self.held.state_dict(),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.synthesizer.load_state_dict(state["synthesizer"])
         self.pool.load_state_dict(state["pool"])
+        self.held.load_state_dict(state["held"])

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from kdcore.datafree.draws import Draw, Stream
 from kdcore.datafree.images import Normalisation
-from kdcore.rows import gather_rows
 
 
 @final
@@ -34,8 +33,8 @@ class Pool(nn.Module):
         return len(self.stored)
 
     def add(self, stored: Shaped[Tensor, "b c h w"]) -> None:
-        """Add this worker's pictures, and with them those of all others."""
-        held = torch.cat([self.stored, gather_rows(stored)])
+        """Add pictures of all workers."""
+        held = torch.cat([self.stored, stored])
         self.stored = held if self.limit is None else held[-self.limit :]
 
     def draw(self, draw: Draw) -> Int[Tensor, " b"]:

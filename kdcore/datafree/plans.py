@@ -90,6 +90,11 @@ class EveryEpoch:
     student_batch_size: int
     warmup: int = 0  # rounds of synthesis before the student's first step
 
+    @property
+    def batches_per_epoch(self) -> int:
+        """Of the student."""
+        return self.student_steps
+
 
 @dataclass(frozen=True, kw_only=True)
 class Alternation:
@@ -107,6 +112,11 @@ class Alternation:
     rounds: int  # in an epoch
     warmup: int = 0
     replay: bool = False
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Of the student."""
+        return self.rounds * self.student_steps
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -202,12 +202,16 @@ PRESETS: Mapping[str, Method] = {
 }
 
 
-def without_batch_norm() -> list[str]:
-    """The methods that a teacher without BatchNorm can be asked for."""
+def without_batch_norm(*, online: bool | None = None) -> list[str]:
+    """The methods that a teacher without BatchNorm can be asked for: all, or those of one kind.
+
+    ``online`` are those that make pictures while their student learns.
+    """
     return [
         name
         for name, method in PRESETS.items()
-        if not any(
+        if online in (None, not isinstance(method.schedule, Offline))
+        and not any(
             PRIORS[prior].needs_batch_norm for prior, one in method.priors.items() if one.weight
         )
     ]

@@ -17,7 +17,7 @@ from kdcore.datafree.draws import Draw, rows_of_worker
 from kdcore.datafree.images import Normalisation
 from kdcore.datafree.observation import has_batch_norm
 from kdcore.datafree.parametrisations import mean_over_workers, parametrisation
-from kdcore.datafree.plans import Method
+from kdcore.datafree.plans import Method, Offline
 from kdcore.datafree.presets import without_batch_norm
 from kdcore.datafree.priors import PRIORS, Priors, Seen
 from kdcore.datafree.targets import Records, classes_in_turn, drawn_targets
@@ -204,10 +204,11 @@ def _check_teacher(teacher: Tapped, method: Method) -> None:
         )
     needing = [name for name in _named(method) if PRIORS[name].needs_batch_norm]
     if needing and not has_batch_norm(teacher.net):
+        online = not isinstance(method.schedule, Offline)
         raise ValueError(
             f"the priors {needing} compare with the statistics that BatchNorm keeps, and "
             f"{type(teacher.net).__name__} has no such layer; methods that work without: "
-            f"{', '.join(without_batch_norm())}"
+            f"{', '.join(without_batch_norm(online=online))}"
         )
 
 

@@ -10,10 +10,9 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from kdcore.datafree.images import Normalisation
+from kdcore.datafree.measurement import Rounds, picture_metrics
 from kdcore.datafree.observation import Observation, observe
 from kdcore.datafree.plans import Method, Offline
-from kdcore.datafree.predictions import class_shares
-from kdcore.datafree.statistics import statistics_distance
 from kdcore.datafree.synthesis import Round, Synthesizer
 from kdcore.datafree.targets import Records
 from kdcore.philox import WORD
@@ -84,10 +83,6 @@ def _said(teacher: Tapped, image: Float[Tensor, "n c h w"]) -> Observation:
 
 
 def _metrics(last: Round, said: Observation) -> dict[str, float]:
-    ends = {"loss_first": last.losses[0], "loss_last": last.losses[-1]} if last.losses else {}
-    parts = {f"part/{name}": value for name, value in last.parts.items()}
-    shares = enumerate(class_shares(said.outputs.logits).tolist())
-    metrics = {**ends, **parts, **{f"share/{k}": share for k, share in shares}}
-    if said.inputs:
-        metrics["statistics"] = float(statistics_distance(said.moments, said.running))
-    return metrics
+    rounds = Rounds()
+    rounds.add(last)
+    return rounds.metrics | picture_metrics(said)

@@ -1,27 +1,35 @@
 """What a student learns without data, method by method, beside real data and beside noise.
 
-Usage: OMP_NUM_THREADS=1 python tests/benchmarks/datafree.py digits [--seeds N] [--rows ROW ...]
-       OMP_NUM_THREADS=1 python tests/benchmarks/datafree.py FashionMNIST ROOT [...]
+Usage: OMP_NUM_THREADS=1 python tests/benchmarks/datafree.py measure DATA WORK [--rows ROW ...]
+           [--seeds 0 1 2] [--fashion-mnist FOLDER]
+       python tests/benchmarks/datafree.py table WORK
 
-One thread and process time, so that what else the machine does counts little. ROOT is a root of
-torchvision's layout (ROOT/FashionMNIST/raw/*). Plain convolutional networks as teacher and student;
-every student has the same optimiser, and the published methods a budget of CPU seconds rather than
-of GPU hours (BUDGETS). The accuracy is that of the last step on the test part: without data there
-is nothing to choose a better one by. Writes results/datafree_NAME.md beside this file.
+DATA is digits or FashionMNIST, whose four published .gz files are in FOLDER. WORK holds the
+teachers, and a line of ``measured.jsonl`` for every row and seed: what is there is not measured
+again, so that this can be stopped and gone on with. ``table`` writes results/datafree.md.
+
+One thread and process time, so that what else the machine does counts little. Plain convolutional
+networks as teacher and student; every student has the same optimiser, and the published methods a
+budget of CPU seconds rather than of GPU hours (``datafree_rows.py``). The accuracy is that of the
+last step on the test part: without data there is nothing to choose a better one by.
 """
 
 from __future__ import annotations
 
 import argparse
+import gzip
+import json
+import shutil
 import statistics
+import subprocess
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
+from datafree_rows import BATCH, BUDGETS, QUANTISED, REAL, digest_of, method_of
 from torch import Tensor
 
 from kdcore.datafree.batches import SyntheticBatches
@@ -29,107 +37,35 @@ from kdcore.datafree.draws import Draw
 from kdcore.datafree.images import Normalisation
 from kdcore.datafree.learning import published_step
 from kdcore.datafree.plans import Method, Offline
-from kdcore.datafree.presets import PRESETS
 from kdcore.datafree.synthesis import Synthesizer
 from kdcore.datafree.targets import Records, measure_records
 from kdcore.datafree.transfer import transfer_set
 from kdcore.models import convnet
+from kdcore.quantisation import rounded, with_integers
 from kdcore.step import DistillStep
 from kdcore.taps import Tapped
 from kdcore.teachers import freeze, teacher_outputs
 from kdcore.types import Batch
 from pipelines.config import DataConfig
 from pipelines.sources import read_pictures
-from pipelines.transfer import changed_plan
 
-RESULTS = Path(__file__).parent / "results"
-NORMALISATION = Normalisation((0.5,), (0.25,))
-BATCH, STEPS, RATE = 128, 1000, 2e-3  # of every student
+RESULTS = Path(__file__).parent / "results" / "datafree.md"
+FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # Debian's package dataset-fashion-mnist
+# mean and deviation of the training pixels, which generators that end in BatchNorm presume
+NORMALISATIONS = {
+    "digits": Normalisation((0.305,), (0.376,)),
+    "FashionMNIST": Normalisation((0.286,), (0.353,)),
+}
+RATE = 2e-3
 OFFLINE_PICTURES = 1024
+QUANTISED_STEPS = 250
 LAYERS = {"block1": "block1", "block2": "block2", "block3": "block3"}
 WIDTHS = {"digits": (25, 6), "FashionMNIST": (26, 9)}  # teacher, student
 TEACHER_STEPS = {"digits": 600, "FashionMNIST": 1500}
+TEACHER = "teacher"
+ROWS = (TEACHER, REAL, *BUDGETS)
 
-_OFFLINE = {"images": {"lr": 0.1}, "schedule": {"batch_size": 256, "steps": 150}}
-_T4 = {"losses": {"kd": {"params": {"temperature": 4.0}}}}
-_THIN = {"network": {"latent": 64, "width": 32}}
-_POOLED = {"student_steps": 10, "student_batch_size": BATCH, "batch_size": BATCH}
-_NO_VIEW = {"view": {"crop": 1, "flip": False}, "student_view": {"crop": 1, "flip": False}}
-
-# row: (preset, changes); every change is one of budget or picture size unless the row says so
-BUDGETS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
-    "noise": ("noise", _T4),
-    "lopes": ("lopes", {"schedule": {"batch_size": 256, "steps": 150}}),
-    "zskd": ("zskd", {**_OFFLINE, "student_view": {"crop": 1, "flip": False}}),
-    "soft_target": ("soft_target", {**_OFFLINE, **_T4}),
-    "deepinversion": ("deepinversion", {**_OFFLINE, **_T4, "view": {"roll": 1}}),
-    "adaptive_deepinversion": (
-        "adaptive_deepinversion",
-        {
-            "schedule": {**_POOLED, "batch_size": 256, "steps": 150, "student_steps": 250},
-            **_T4,
-            "view": {"roll": 1, "flip": False},
-            "student_view": {"crop": 1, "flip": False},
-        },
-    ),
-    "dafl": (
-        "dafl",
-        {"images": {**_THIN, "lr": 2e-3}, "schedule": {"batch_size": BATCH, "rounds": 100}},
-    ),
-    "dafl + statistics": (
-        "dafl",
-        {
-            "images": {**_THIN, "lr": 2e-3},
-            "schedule": {"batch_size": BATCH, "rounds": 100, "student_steps": 5},
-            "priors": {"statistics": {"weight": 1.0}},
-        },
-    ),
-    "zskt": (
-        "zskt",
-        {"images": _THIN, "schedule": {"rounds": 50}},
-    ),
-    "zskt without maps": (
-        "zskt",
-        {"images": _THIN, "schedule": {"rounds": 50}, "losses": {"at": {"weight": 0.0}}},
-    ),
-    "dfq": (
-        "dfq",
-        {
-            "images": _THIN,
-            "schedule": {"batch_size": BATCH, "student_steps": 5, "rounds": 50, "warmup": 50},
-            "priors": {
-                "disagreement": {"after": 50},
-                **{
-                    name: {"weight": 0.1}
-                    for name in ("statistics_divergence", "entropy", "balance")
-                },
-            },
-        },
-    ),
-    "cmi": (
-        "cmi",
-        {
-            "images": {**_THIN, "lr": 5e-3, "latent_lr": 5e-3},
-            "schedule": {**_POOLED, "steps": 100, "student_steps": 125, "warmup": 1},
-            "priors": {"masked_disagreement": {"after": 1}},
-            **_NO_VIEW,
-            **_T4,
-        },
-    ),
-    **{
-        f"fast ({kind})": (
-            "fast",
-            {
-                "images": {**_THIN, "kind": kind, "lr": 5e-3, "latent_lr": 0.015, "meta_lr": 0.025},
-                "schedule": {**_POOLED, "warmup": 10},
-                "priors": {"masked_disagreement": {"after": 10}},
-                **_NO_VIEW,
-                **_T4,
-            },
-        )
-        for kind in ("fomaml", "reptile", "sequential")
-    },
-}
+Part = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -137,10 +73,14 @@ class Task:
     """A dataset in memory and the teacher that has seen it."""
 
     name: str
-    train: tuple[Tensor, Tensor]
-    test: tuple[Tensor, Tensor]
+    train: Part
+    test: Part
     teacher: Tapped
     num_classes: int = 10
+
+    @property
+    def normalisation(self) -> Normalisation:
+        return NORMALISATIONS[self.name]
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -148,51 +88,175 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Result:
+class Measured:
+    """One line of the file: a student of a row, from one seed."""
+
+    data: str
+    row: str
+    seed: int
     accuracy: float
     cpu_s: float
+    method: str  # its digest
+    commit: str
 
 
-def read(name: str, root: Path | None) -> dict[str, tuple[Tensor, Tensor]]:
-    data = DataConfig(name=name, root=root)
-    parts = {part: read_pictures(data, part) for part in ("train", "test")}  # type: ignore[arg-type]
-    return {
-        part: (
-            NORMALISATION.loaded(torch.from_numpy(held.image), torch.float32),
-            torch.from_numpy(held.label),
-        )
-        for part, held in parts.items()
-    }
+# --- the data and its teacher -----------------------------------------------------------------
 
 
-def made_task(name: str, root: Path | None) -> Task:
+def made_task(name: str, work: Path, packed: Path) -> Task:
+    parts = _read(name, _unpacked(packed, work) if name == "FashionMNIST" else None)
     torch.manual_seed(0)
-    parts = read(name, root)
     net = convnet(10, 1, width=WIDTHS[name][0])
-    image, label = parts["train"]
-    optimizer, schedule = optimised(net.parameters(), TEACHER_STEPS[name])
-    for rows in rows_of(len(label), TEACHER_STEPS[name], seed=0):
+    weights = work / f"teacher_{name}.pt"
+    if weights.exists():
+        net.load_state_dict(torch.load(weights, weights_only=True))
+        return Task(name, *parts, freeze(Tapped(net, LAYERS)))
+    started = time.process_time()
+    _train(net, parts[0], TEACHER_STEPS[name])
+    task = Task(name, *parts, freeze(Tapped(net, LAYERS)))
+    spent = time.process_time() - started
+    write(work, Measured(name, TEACHER, 0, accuracy(task.teacher, task.test), spent, "", _commit()))
+    torch.save(net.state_dict(), weights)
+    return task
+
+
+def _unpacked(packed: Path, work: Path) -> Path:
+    """A root of torchvision's layout, which wants the published files unpacked."""
+    raw = work / "FashionMNIST" / "raw"
+    raw.mkdir(parents=True, exist_ok=True)
+    for file in packed.glob("*.gz"):
+        with gzip.open(file) as source, (raw / file.stem).open("wb") as target:
+            shutil.copyfileobj(source, target)
+    return work
+
+
+def _read(name: str, root: Path | None) -> tuple[Part, Part]:
+    data = DataConfig(name=name, root=root)
+    return _loaded(data, "train"), _loaded(data, "test")
+
+
+def _loaded(data: DataConfig, part: str) -> Part:
+    held = read_pictures(data, part)  # type: ignore[arg-type]
+    image = NORMALISATIONS[data.name].loaded(torch.from_numpy(held.image), torch.float32)
+    return image, torch.from_numpy(held.label)
+
+
+def _train(net: torch.nn.Module, part: Part, steps: int) -> None:
+    image, label = part
+    optimizer, schedule = _optimised(net.parameters(), steps)
+    for rows in _rows(len(label), steps, seed=0):
         optimizer.zero_grad()
         F.cross_entropy(net(image[rows]), label[rows]).backward()
         optimizer.step()
         schedule.step()
-    return Task(name, *parts.values(), freeze(Tapped(net, LAYERS)))
 
 
-def optimised(
+# --- one student ------------------------------------------------------------------------------
+
+
+def measured(task: Task, row: str, seed: int) -> Measured:
+    method = method_of(row)
+    torch.manual_seed(seed)
+    student = Tapped(convnet(10, 1, width=WIDTHS[task.name][1]), LAYERS)
+    step = published_step(method, student, task.teacher, shape=task.shape, layers=LAYERS)
+    steps = steps_of(method)
+    started = time.process_time()
+    if row == REAL:
+        batches = _from_rows(task, task.train[0], method, seed)
+    elif isinstance(method.schedule, Offline):
+        batches = _offline(task, method, seed)
+    else:
+        batches = _online(task, method, student, seed, steps=steps)
+    _learn(step, batches, steps)
+    if row == QUANTISED:
+        student = _quantised(task, method, student, seed)
+    spent = time.process_time() - started
+    right = accuracy(student, task.test)
+    return Measured(task.name, row, seed, right, spent, digest_of(row), _commit())
+
+
+def _quantised(task: Task, method: Method, student: Tapped, seed: int) -> Tapped:
+    """A trained student with 8 bits, trained as such for a while, with bytes for weights."""
+    learner = Tapped(rounded(student.net, 8), LAYERS)
+    step = published_step(method, learner, task.teacher, shape=task.shape, layers=LAYERS)
+    _learn(step, _online(task, method, learner, seed, steps=QUANTISED_STEPS), QUANTISED_STEPS)
+    return Tapped(with_integers(learner.net.eval()))
+
+
+def steps_of(method: Method) -> int:
+    """ZSKT's student takes more steps than the others, for each of the generator's."""
+    return 2500 if method.student_mode == "train" else 1000
+
+
+def _offline(task: Task, method: Method, seed: int) -> Iterator[Batch]:
+    made = transfer_set(
+        task.teacher,
+        method,
+        shape=task.shape,
+        normalisation=task.normalisation,
+        count=OFFLINE_PICTURES,
+        seed=seed,
+        records=_records(task),
+    )
+    image = task.normalisation.loaded(made.image, torch.float32)
+    yield from _from_rows(task, image, method, seed)
+
+
+def _records(task: Task) -> Records:
+    image, label = task.train
+    batches = zip(image.split(1000), label.split(1000), strict=True)
+    return measure_records(task.teacher, (Batch(x, y, y) for x, y in batches), task.num_classes)
+
+
+def _from_rows(task: Task, image: Tensor, method: Method, seed: int) -> Iterator[Batch]:
+    """Random rows of pictures through the method's view, with what the teacher says of it."""
+    for count, rows in enumerate(_rows(len(image), steps_of(method), seed=seed)):
+        draw = Draw(torch.arange(BATCH), count, seed)
+        seen = method.student_view(image[rows], draw)
+        said = teacher_outputs(task.teacher, seen)
+        yield Batch(seen, said.logits.argmax(dim=1), rows, teacher=said)
+
+
+def _online(
+    task: Task, method: Method, student: Tapped, seed: int, *, steps: int
+) -> Iterator[Batch]:
+    made = Synthesizer(
+        task.teacher,
+        method,
+        shape=task.shape,
+        normalisation=task.normalisation,
+        students=[student],
+        seed=seed,
+    )
+    batches = SyntheticBatches(made)
+    for epoch in range(-(-steps // batches.batches_per_epoch)):
+        yield from batches.epoch(epoch)
+
+
+def _learn(step: DistillStep, batches: Iterable[Batch], steps: int) -> None:
+    optimizer, schedule = _optimised(step.parameters(), steps)
+    for batch in batches:
+        optimizer.zero_grad()
+        step.train()(batch).loss.backward()
+        torch.nn.utils.clip_grad_norm_(step.parameters(), 5.0)
+        optimizer.step()
+        schedule.step()
+
+
+def _optimised(
     parameters: Iterable[Tensor], steps: int
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
     optimizer = torch.optim.Adam(parameters, RATE)
     return optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
 
 
-def rows_of(count: int, steps: int, *, seed: int) -> Iterator[Tensor]:
+def _rows(count: int, steps: int, *, seed: int) -> Iterator[Tensor]:
     generator = torch.Generator().manual_seed(seed)
     for _ in range(steps):
         yield torch.randint(count, (BATCH,), generator=generator)
 
 
-def accuracy(net: Tapped, test: tuple[Tensor, Tensor]) -> float:
+def accuracy(net: Tapped, test: Part) -> float:
     net.eval()
     with torch.no_grad():
         right = [
@@ -202,119 +266,85 @@ def accuracy(net: Tapped, test: tuple[Tensor, Tensor]) -> float:
     return float(torch.cat(right).mean())
 
 
-def taught(task: Task, image: Tensor) -> Batch:
-    said = teacher_outputs(task.teacher, image)
-    rows = torch.arange(len(image))
-    return Batch(image, said.logits.argmax(dim=1), rows, teacher=said)
+# --- what was measured, and its table ---------------------------------------------------------
 
 
-def from_rows(task: Task, image: Tensor, method: Method, seed: int) -> Iterator[Batch]:
-    """Random rows of a transfer set through the method's view, with what the teacher says."""
-    for count, rows in enumerate(rows_of(len(image), STEPS, seed=seed)):
-        draw = Draw(torch.arange(BATCH), count, seed)
-        yield taught(task, method.student_view(image[rows], draw))
+def read(work: Path) -> Mapping[tuple[str, str, int], Measured]:
+    """What was measured with the methods as they are now."""
+    path = work / "measured.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    held = [Measured(**json.loads(line)) for line in lines]
+    current = {row: digest_of(row) for row in (REAL, *BUDGETS)} | {TEACHER: ""}
+    return {
+        (one.data, one.row, one.seed): one for one in held if current.get(one.row) == one.method
+    }
 
 
-def offline(task: Task, method: Method, seed: int) -> Iterator[Batch]:
-    made = transfer_set(
-        task.teacher,
-        method,
-        shape=task.shape,
-        normalisation=NORMALISATION,
-        count=OFFLINE_PICTURES,
-        seed=seed,
-        records=records(task),
-    )
-    image = NORMALISATION.loaded(made.image, torch.float32)
-    yield from from_rows(task, image, method, seed)
+def write(work: Path, one: Measured) -> None:
+    with (work / "measured.jsonl").open("a") as file:
+        file.write(json.dumps(asdict(one)) + "\n")
 
 
-def records(task: Task) -> Records:
-    image, label = task.train
-    batches = zip(image.split(1000), label.split(1000), strict=True)
-    return measure_records(task.teacher, (Batch(x, y, y) for x, y in batches), task.num_classes)
+def _commit() -> str:
+    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    folder = Path(__file__).parent
+    found = subprocess.run(command, capture_output=True, text=True, check=True, cwd=folder)
+    return found.stdout.strip()
 
 
-def online(task: Task, method: Method, student: Tapped, seed: int) -> Iterator[Batch]:
-    made = Synthesizer(
-        task.teacher,
-        method,
-        shape=task.shape,
-        normalisation=NORMALISATION,
-        students=[student],
-        seed=seed,
-    )
-    batches = SyntheticBatches(made)
-    for epoch in range(-(-steps_of(method) // batches.batches_per_epoch)):
-        yield from batches.epoch(epoch)
-
-
-def steps_of(method: Method) -> int:
-    """ZSKT's student and DFQ's take more steps than the others, for each of the generator's."""
-    return 2500 if method.student_mode == "train" else STEPS
-
-
-def learned(step: DistillStep, batches: Iterable[Batch], steps: int) -> None:
-    optimizer, schedule = optimised(step.parameters(), steps)
-    for batch in batches:
-        optimizer.zero_grad()
-        step.train()(batch).loss.backward()
-        torch.nn.utils.clip_grad_norm_(step.parameters(), 5.0)
-        optimizer.step()
-        schedule.step()
-
-
-def student_of(task: Task, seed: int) -> Tapped:
-    torch.manual_seed(seed)
-    return Tapped(convnet(10, 1, width=WIDTHS[task.name][1]), LAYERS)
-
-
-def measured(task: Task, row: str, seed: int) -> Result:
-    preset, changes = BUDGETS.get(row, ("noise", _T4))
-    method: Method = changed_plan(PRESETS[preset], changes, (row,))
-    student = student_of(task, seed)
-    step = published_step(method, student, task.teacher, shape=task.shape, layers=LAYERS)
-    started = time.process_time()
-    if row == "real data":
-        batches = from_rows(task, task.train[0], method, seed)
-    elif isinstance(method.schedule, Offline):
-        batches = offline(task, method, seed)
-    else:
-        batches = online(task, method, student, seed)
-    learned(step, batches, steps_of(method))
-    return Result(accuracy(student, task.test), time.process_time() - started)
-
-
-def line(row: str, results: list[Result]) -> str:
+def _line(row: str, results: list[Measured]) -> str:
+    if not results:
+        return f"| {row} | not run | | | |"
     values = [100 * one.accuracy for one in results]
     spread = f"{statistics.stdev(values):.1f}" if len(values) > 1 else ""
     seconds = statistics.fmean(one.cpu_s for one in results)
-    seeds = " ".join(f"{value:.1f}" for value in values)
-    return f"| {row} | {statistics.fmean(values):.1f} | {spread} | {seeds} | {seconds:.0f} |"
+    by_seed = " ".join(f"{value:.1f}" for value in values)
+    return f"| {row} | {statistics.fmean(values):.1f} | {spread} | {by_seed} | {seconds:.0f} |"
 
 
-def main(print_line: Callable[[str], None] = print) -> None:
+def table(work: Path) -> str:
+    """The results as Markdown; a row that was not run is said to be not run."""
+    held = list(read(work).values())
+    commits = ", ".join(sorted({one.commit for one in held}))
+    minutes = sum(one.cpu_s for one in held) / 60
+    parts = [
+        "# Distillation without data",
+        "`python tests/benchmarks/datafree.py measure DATA WORK`, then `table WORK`, at commit "
+        f"{commits}: {minutes:.0f} CPU minutes in all, one thread. Accuracy in percent of the last "
+        "step on the test part, mean and standard deviation over seeds 0, 1, 2.",
+    ]
+    for name in WIDTHS:
+        rows = [
+            _line(row, [one for one in held if (one.data, one.row) == (name, row)]) for row in ROWS
+        ]
+        head = "| | accuracy | sd | by seed | CPU s |\n|---|---:|---:|---|---:|"
+        parts += [f"## {name}", "\n".join([head, *rows])]
+    return "\n\n".join(parts) + "\n"
+
+
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("name", choices=list(WIDTHS))
-    parser.add_argument("root", nargs="?", type=Path)
-    parser.add_argument("--rows", nargs="*", default=["real data", *BUDGETS])
-    parser.add_argument("--seeds", type=int, default=3)
+    commands = parser.add_subparsers(dest="command", required=True)
+    measure = commands.add_parser("measure")
+    measure.add_argument("data", choices=list(WIDTHS))
+    measure.add_argument("work", type=Path)
+    measure.add_argument("--rows", nargs="*", default=[REAL, *BUDGETS], choices=[REAL, *BUDGETS])
+    measure.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
+    measure.add_argument("--fashion-mnist", type=Path, default=FASHION_MNIST)
+    commands.add_parser("table").add_argument("work", type=Path)
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    task = made_task(asked.name, asked.root)
-    top = f"| teacher | {100 * accuracy(task.teacher, task.test):.1f} | | | |"
-    head = ["| | accuracy % | sd | by seed | CPU s |", "|---|---:|---:|---|---:|", top]
-    print_line("\n".join(head))
-    lines = []
-    for row in asked.rows:
-        lines.append(line(row, [measured(task, row, seed) for seed in range(asked.seeds)]))
-        print_line(lines[-1])
-    if asked.rows == ["real data", *BUDGETS]:
-        words = f"# Distillation without data on {asked.name}\n\n"
-        words += f"`python tests/benchmarks/datafree.py {asked.name}`, one thread, "
-        words += f"{asked.seeds} seeds, accuracy of the last step on the test part.\n\n"
-        table = "\n".join([*head, *lines]) + "\n"
-        (RESULTS / f"datafree_{asked.name.lower()}.md").write_text(words + table)
+    if asked.command == "table":
+        RESULTS.write_text(table(asked.work))
+        return
+    asked.work.mkdir(parents=True, exist_ok=True)
+    task = made_task(asked.data, asked.work, asked.fashion_mnist)
+    for seed in asked.seeds:
+        for row in asked.rows:
+            if (asked.data, row, seed) not in read(asked.work):
+                one = measured(task, row, seed)
+                write(asked.work, one)
+                print(_line(f"{row}, seed {seed}", [one]), flush=True)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from kdcore.datafree.batches import SyntheticBatches
 from kdcore.datafree.learning import published_step
+from kdcore.datafree.measurement import Rounds
 from kdcore.datafree.plans import Alternation, Offline
 from kdcore.datafree.predictions import class_shares
 from kdcore.datafree.presets import PRESETS
@@ -95,7 +96,9 @@ def images_of(name: str, **changes: object) -> list[Tensor]:
     assert isinstance(method.schedule, Alternation)
     schedule = replace(method.schedule, student_steps=2, rounds=1, warmup=0, **changes)  # type: ignore[arg-type]
     run.batches.schedule = schedule
-    return [batch.image for batch in run.batches.epoch(0)] + [run.batches.rounds[0].image]
+    images = [batch.image for batch in run.batches.epoch(0)]
+    assert run.batches.rounds.last is not None
+    return [*images, run.batches.rounds.last.image]
 
 
 def test_the_student_sees_fresh_pictures_or_those_of_the_generator_s_step() -> None:
@@ -155,6 +158,52 @@ def test_dafl_s_generator_comes_to_make_every_class() -> None:
     assert last < 0.7 * first
     shares = class_shares(made.teacher(made.sample()).logits)
     assert float(shares.min()) >= 0.02
+
+
+def test_an_epoch_keeps_no_pictures_but_the_last() -> None:
+    run = Run("zskt")
+    run.epoch(0)
+    rounds = run.batches.rounds
+    assert rounds.count == 3
+    assert rounds.last is not None
+    assert rounds.last.image.shape == (BATCH, *SHAPE)
+    told = [run.batches.synthesizer.round() for _ in range(2)]
+    mean = sum(one.parts["disagreement"] for one in told) / 2
+    again = Rounds()
+    for one in told:
+        again.add(one)
+    assert again.metrics["part/disagreement"] == pytest.approx(mean)
+    assert again.metrics["loss_last"] == pytest.approx(mean)
+
+
+def test_the_metrics_of_an_epoch_are_of_its_last_pictures() -> None:
+    run = Run("fast")
+    assert run.batches.metrics() == {}
+    run.epoch(0)
+    metrics = run.batches.metrics()
+    shares = [metrics[f"share/{number}"] for number in range(NUM_CLASSES)]
+    assert sum(shares) == pytest.approx(1)
+    assert metrics["statistics"] > 0
+    assert metrics["part/class"] > 0
+
+
+def test_pictures_that_are_held_out_stay_out_of_the_pool() -> None:
+    run = Run("fast")
+    run.batches.held_out = 8
+    run.epoch(0)
+    rounds = run.batches.synthesizer.rounds
+    held, pool = run.batches.held.stored, run.batches.pool.stored
+    assert (len(held), len(pool)) == (8 * rounds, (BATCH - 8) * rounds)
+    assert not {bytes(one.numpy()) for one in held} & {bytes(one.numpy()) for one in pool}
+    batches = list(run.batches.held_out_batches())
+    assert sum(len(batch.label) for batch in batches) == len(held)
+
+
+def test_a_generator_s_student_is_judged_on_pictures_of_new_latents() -> None:
+    run = Run("dfq")
+    trained = torch.cat([batch.image for batch in run.batches.epoch(0)]).flatten(1)
+    judged = torch.cat([batch.image for batch in run.batches.held_out_batches()]).flatten(1)
+    assert float(torch.cdist(judged, trained).min()) > 0.01
 
 
 def test_shards_of_seeds_are_all_different() -> None:

@@ -10,18 +10,22 @@ import torch
 from torch import Tensor
 
 from kdcore.kdiffusion.parallel import Branches
+from kdcore.quantisation import IntegerConv2d
 from kdcore.taps import Tapped
 from pipelines import jobs
 from pipelines.build import build_step, build_student, build_teacher, build_used, checked
 from pipelines.config import RunConfig, plain
 from pipelines.data import Reader
-from pipelines.loop import Metrics, with_teachers
-from pipelines.models import build_network, load_weights
+from pipelines.exports import exported
+from pipelines.loop import Metrics, evaluate
+from pipelines.models import build_network, load_weights, save_weights
 from pipelines.networks import ModelConfig
 from pipelines.sources import Pictures, read_pictures
 from pipelines.strict import validated
 from pipelines.train import Finished, Inputs, Teacher, train_here
+from pipelines.training import with_teachers
 
+CPU = torch.device("cpu")
 CONVNET = {"name": "convnet", "params": {"width": 2}}
 TEACHER: dict[str, Any] = {"name": "convnet", "params": {"width": 3}}
 BASE: dict[str, Any] = {
@@ -44,6 +48,7 @@ FORMS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"branches": {"stages": ["block2", "block3"], "count": 3, "kinds": ["same", "1x1"]}},
         {"ce": {}, "kdiffusion": {"layers": {"block3.branches": "block3"}}},
     ),
+    "quantise": ({"quantise": {"bits": 8}}, {"ce": {}, "kd": {}}),
 }
 
 
@@ -105,6 +110,29 @@ def test_what_is_logged_and_exported_is_fused() -> None:
     inputs = inputs_of(run)
     served = jobs.served_student(run, trained(run, inputs), inputs.pictures)
     assert [path for path, module in served.named_modules() if isinstance(module, Branches)] == []
+
+
+def test_what_is_tested_and_exported_has_bytes_for_weights(tmp_path: Path) -> None:
+    run = run_of("quantise")
+    inputs = inputs_of(run)
+    result = trained(run, inputs)
+    served = jobs.served_student(run, result, inputs.pictures)
+    held = [one.integers for one in served.modules() if isinstance(one, IntegerConv2d)]
+    assert [one.dtype for one in held] == [torch.int8] * 3
+    assert len(exported(served, inputs.pictures.image[:2], tmp_path)) == 2
+    used = Tapped(build_used(run, inputs.pictures, result.weights))
+    of_bytes = evaluate(used, Reader(run, inputs.pictures).validation(), device=CPU)
+    assert of_bytes["val/top1"] == result.best["val/top1"]
+
+
+def test_a_student_of_few_bits_may_start_from_one_of_floating_point(tmp_path: Path) -> None:
+    path = tmp_path / "float.safetensors"
+    net = build_network(ModelConfig(**CONVNET), num_classes=10, in_channels=1)
+    save_weights(net.state_dict(), path)
+    run = run_of("quantise", student={**CONVNET, "weights": str(path), "quantise": {}})
+    state = build_student(run, pictures_of(run)).net.state_dict()
+    for name, held in net.state_dict().items():
+        torch.testing.assert_close(state[name], held, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("form", ["expand", "branches"])

@@ -23,7 +23,7 @@ from pipelines.config import RunConfig, plain
 from pipelines.console import console, print_outcome
 from pipelines.costs import Cost
 from pipelines.data import Reader, TeacherRows, view_of
-from pipelines.loop import LAST, Metrics, with_teachers
+from pipelines.loop import LAST, Metrics
 from pipelines.models import build_network, save_weights
 from pipelines.networks import ModelConfig
 from pipelines.ranking import RankedTeacher
@@ -34,6 +34,7 @@ from pipelines.strict import validated
 from pipelines.sweep import Outcome, shared_inputs
 from pipelines.tracking import Tracker
 from pipelines.train import Finished, Inputs, Teacher, train_here
+from pipelines.training import with_teachers
 from pipelines.views import normalised
 from tests.timeless import timeless
 

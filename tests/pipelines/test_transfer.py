@@ -60,7 +60,7 @@ def test_a_change_reaches_every_kind_of_value(tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"method": "deepinversin"}, "unknown method 'deepinversin'; did you mean 'deepinversion'"),
-        ({"method": "dafl"}, "while its student learns, so it has no transfer set; methods that"),
+        ({"method": "dafl"}, "while its student learns, so it has no transfer set: name it as"),
         ({"change": {"images": {"lrs": 1}}}, "unknown key change.images 'lrs'; did you mean 'lr'"),
         ({"change": {"images": 3}}, "change.images: expected a mapping of keys, got 3"),
         ({"change": {"images": {"lr": "x"}}}, "change.images.lr: input should be a valid number"),

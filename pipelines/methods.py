@@ -1,0 +1,165 @@
+"""Data-free methods in YAML: a preset and what is changed of it; a run that takes one for data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass, replace
+from typing import Any, Literal, get_type_hints
+
+from pydantic import PositiveInt, TypeAdapter, ValidationError, field_validator, model_validator
+
+from kdcore.checks import unknown_name
+from kdcore.datafree.plans import EveryEpoch, Method, Offline, Weighted
+from kdcore.datafree.presets import PRESETS
+from kdcore.datafree.priors import check_priors
+from kdcore.datafree.targets import LOGITS
+from pipelines.strict import Strict, problems
+
+
+class SyntheticConfig(Strict):
+    """Pictures that are made from a teacher while the student learns, instead of real ones.
+
+    The losses are the run's, so is the student's batch: without `batch_size` it is the method's.
+    """
+
+    method: str
+    change: dict[str, Any] = {}  # of the method's published values, such as schedule: {steps: 200}
+    teacher: str | None = None  # its label, where there are several
+    select: Literal["accuracy", "agreement"] = "accuracy"  # by which the best epoch is told
+    samples_every: PositiveInt | None = None  # epochs; default: a tenth of the run's
+
+    @field_validator("method")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if name not in PRESETS:
+            raise ValueError(unknown_name("method", name, PRESETS))
+        if isinstance(PRESETS[name].schedule, Offline):
+            raise ValueError(
+                f"{name!r} makes its pictures before any student: write them with `kd synthesize` "
+                f"and name them as `data`; methods that go with the student: {_named(online=True)}"
+            )
+        return name
+
+    @model_validator(mode="after")
+    def _consistent(self) -> SyntheticConfig:
+        if "losses" in self.change:
+            raise ValueError(
+                "change.losses: what the student learns by are the losses of the run; give it there"
+            )
+        check_priors(self.plan.priors)
+        return self
+
+    @property
+    def plan(self) -> Method:
+        """The method with its changes."""
+        method: Method = changed_plan(PRESETS[self.method], self.change, ("change",))
+        return method
+
+    @property
+    def batch_size(self) -> int:
+        """Of the student, as the method has it."""
+        size: int = getattr(self.plan.schedule, self._size_of_batch)
+        return size
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Of the student."""
+        count: int = self.plan.schedule.batches_per_epoch
+        return count
+
+    def plan_of(self, batch_size: int) -> Method:
+        """The plan with the student's batch of a run."""
+        plan = self.plan
+        schedule = replace(plan.schedule, **{self._size_of_batch: batch_size})
+        return replace(plan, schedule=schedule)
+
+    def check_batch(self, batch_size: int, *, workers: int) -> None:
+        """Raise ValueError where the changes say another size than the run, or workers cannot."""
+        together = self.plan_of(batch_size).schedule.batch_size
+        if together % workers:
+            raise ValueError(
+                f"synthetic.change.schedule.batch_size {together} must be a multiple of workers "
+                f"{workers}: every worker makes as many pictures as every other"
+            )
+        given = self.change.get("schedule", {}).get(self._size_of_batch, batch_size)
+        if given != batch_size:
+            raise ValueError(
+                f"batch_size is {batch_size} and synthetic.change.schedule.{self._size_of_batch} "
+                f"is {given}; they are the same, so give one of them"
+            )
+
+    @property
+    def _size_of_batch(self) -> str:
+        each_epoch = isinstance(PRESETS[self.method].schedule, EveryEpoch)
+        return "student_batch_size" if each_epoch else "batch_size"
+
+    @property
+    def layers(self) -> set[str]:
+        """The teacher's layers that priors look at."""
+        return {one.layer for one in self.plan.priors.values() if one.weight} - {LOGITS}
+
+    def identity_content(self, batch_size: int) -> dict[str, Any]:
+        """Every value that decides a picture or which student is kept."""
+        plan = TypeAdapter(Method).dump_python(self.plan_of(batch_size), mode="json")
+        del plan["losses"]  # the run's own take their place
+        return {"plan": plan, "select": self.select, "teacher": self.teacher}
+
+
+def offline_names() -> str:
+    """The methods that have a transfer set."""
+    return _named(online=False)
+
+
+def _named(*, online: bool) -> str:
+    return ", ".join(
+        name for name, one in PRESETS.items() if isinstance(one.schedule, Offline) is not online
+    )
+
+
+def changed_plan(held: Any, changes: Any, above: tuple[str, ...]) -> Any:
+    """The plan with other values, which are of the types that it declares.
+
+    A prior that the method does not name may be added. Raises ValueError with the path of a value
+    that is unknown or of the wrong kind.
+    """
+    if is_dataclass(held) and not isinstance(held, type):
+        return _changed_fields(held, _mapping(changes, above), above)
+    assert isinstance(held, Mapping)
+    result = dict(held)
+    for key, value in _mapping(changes, above).items():
+        if above[-1] == "priors":
+            result[key] = changed_plan(held.get(key, Weighted()), value, (*above, key))
+        elif key in held and is_dataclass(held[key]):
+            result[key] = changed_plan(held[key], value, (*above, key))
+        else:
+            result[key] = value
+    return result
+
+
+def _changed_fields(held: Any, changes: Mapping[str, Any], above: tuple[str, ...]) -> Any:
+    hints = get_type_hints(type(held))
+    known = [field.name for field in fields(held)]
+    values = {}
+    for key, value in changes.items():
+        path = (*above, key)
+        if key not in known:
+            raise ValueError(unknown_name(f"key {'.'.join(above)}", key, known))
+        current = getattr(held, key)
+        if is_dataclass(current) or isinstance(current, Mapping):
+            values[key] = changed_plan(current, value, path)
+        else:
+            values[key] = _checked(hints[key], value, path)
+    return replace(held, **values)
+
+
+def _mapping(changes: Any, above: tuple[str, ...]) -> Mapping[str, Any]:
+    if not isinstance(changes, Mapping):
+        raise ValueError(f"{'.'.join(above)}: expected a mapping of keys, got {changes!r}")
+    return changes
+
+
+def _checked(kind: Any, value: Any, path: tuple[str, ...]) -> Any:
+    try:
+        return TypeAdapter(kind).validate_python(value)
+    except ValidationError as error:
+        raise ValueError("; ".join(problems(error, path))) from None

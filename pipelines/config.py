@@ -266,6 +266,21 @@ class RunConfig(Strict):
         return listens or self.student.reuse is not None
 
     @property
+    def is_control(self) -> bool:
+        """The plain student by itself: no term listens, and nothing is added to the network."""
+        return not self.is_taught and self.student.is_plain
+
+    @property
+    def selects(self) -> tuple[str, Literal["max", "min"]]:
+        """The metric by which the best epoch is chosen, and which way is better."""
+        return ("val/top1", "max")
+
+    @property
+    def metrics(self) -> Mapping[str, Literal["max", "min"]]:
+        """What every epoch measures that a sweep may rank by, and which way is better."""
+        return {"val/top1": "max", "val/nll": "min", "val/calibration_error": "min"}
+
+    @property
     def teachers(self) -> Mapping[str, TeacherConfig]:
         """The teachers by label, in the order of the file."""
         return {teacher.title: teacher for teacher in self._listed_teachers}

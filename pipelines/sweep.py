@@ -131,7 +131,7 @@ def best_run(config: SweepConfig) -> RunConfig:
 def shared_inputs(config: SweepConfig, *, watch: jobs.Watch, tracker: Tracker) -> dict[str, Inputs]:
     """What the trials train on, once for every data set and teacher among them."""
     near, inputs = neighbours(config), {}
-    for run in _sharing(config):
+    for run in sharing(config):
         if inputs_key(run) in inputs:
             continue
         layers = _layers_read(near, run)
@@ -149,7 +149,7 @@ def _layers_read(near: Iterable[RunConfig], run: RunConfig) -> Mapping[str, set[
     return layers
 
 
-def _sharing(config: SweepConfig) -> Iterator[RunConfig]:
+def sharing(config: SweepConfig) -> Iterator[RunConfig]:
     """A run for every data set and teacher that the sweep's trials can have."""
     for variant in config.variants or [None]:
         shared = {

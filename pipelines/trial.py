@@ -10,8 +10,9 @@ import torch
 from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
-from pipelines.config import RunConfig, digest, plain
+from pipelines.config import digest, plain
 from pipelines.loop import Metrics
+from pipelines.runs import Run
 from pipelines.space import SweepConfig
 from pipelines.train import train_here, train_with_callback
 
@@ -42,7 +43,7 @@ def changes_of(config: Mapping[str, Any]) -> dict[str, Any]:
     return dict(config["point"])
 
 
-def inputs_key(run: RunConfig) -> str:
+def inputs_key(run: Run) -> str:
     """Names the data set and the teachers of a run; runs of one key share their inputs."""
     content = plain(run)
     return digest([content["data"], content["teacher"]])

@@ -17,13 +17,13 @@ from ray.tune.search import BasicVariantGenerator, SearchAlgorithm, Searcher
 
 from pipelines import jobs
 from pipelines.cluster import gpus_there, num_cores, worker_resources, workers_at_once
-from pipelines.config import RunConfig
 from pipelines.pruning import PruneConfigurations
 from pipelines.report import Trial
+from pipelines.runs import Run
 from pipelines.searchers import ProposeByOptuna
 from pipelines.space import SEED, SweepConfig, points
 from pipelines.tracking import TrackedRun, Tracker
-from pipelines.train import Inputs, OnEpoch, finished
+from pipelines.train import OnEpoch, RunInputs, finished
 from pipelines.trial import changes_of, inputs_key, run_trial
 
 PROPOSALS = "proposals.jsonl"  # of a search that learns, in the sweep's folder
@@ -31,7 +31,7 @@ PROPOSALS = "proposals.jsonl"  # of a search that learns, in the sweep's folder
 
 def run_trials(
     config: SweepConfig,
-    inputs: Mapping[str, Inputs],
+    inputs: Mapping[str, RunInputs],
     *,
     proposals: Path,
     watch: jobs.Watch,
@@ -160,7 +160,7 @@ def _as_trial(config: SweepConfig, result: tune.Result) -> Trial:
 
 @dataclass
 class _Followed:
-    run: RunConfig
+    run: Run
     tracked: TrackedRun
     on_epoch: OnEpoch
 
@@ -171,7 +171,7 @@ class _Follow(tune.Callback):
     def __init__(
         self,
         config: SweepConfig,
-        inputs: Mapping[str, Inputs],
+        inputs: Mapping[str, RunInputs],
         *,
         watch: jobs.Watch,
         tracker: Tracker,

@@ -23,19 +23,15 @@ IMAGES = ("image", "img")
 
 def _parquet(data: DataConfig, part: Part) -> Encoded:
     """Files ``<part>*.parquet`` with columns ``image`` = struct{bytes, path} and ``label``."""
-    import pyarrow.parquet as pq
+    from pipelines.parquet import read_parquet
 
     root = root_of(data)
     classes = _transfer_classes(root)
     files = sorted(root.glob(f"{part}*.parquet"))
     if not files:
         raise ValueError(f"no {part}*.parquet in {root}; data.root should be the folder of them")
-    for file in files:
-        missing = {"image", "label"} - set(pq.read_schema(file).names)
-        if missing:
-            raise ValueError(f"{file} lacks the columns {sorted(missing)}")
     columns = ["image", "label"]
-    tables = [(str(file), pq.read_table(file, columns=columns)) for file in files]
+    tables = [(str(file), read_parquet(file, name=file, columns=columns)) for file in files]
     encoded = _of_tables(tables, "image", "label")
     return replace(encoded, num_classes=max(classes, encoded.num_classes))
 
@@ -60,6 +56,8 @@ def _huggingface(data: DataConfig, part: Part) -> Encoded:
     """What ``save_to_disk`` of Hugging Face's datasets leaves: ``<part>/data-*.arrow``."""
     import pyarrow as pa
 
+    from pipelines.parquet import refuse_objects
+
     root = root_of(data)
     folders = [root / name for name in (part, *(["validation"] if part == "test" else []))]
     found = [folder for folder in folders if (folder / "state.json").is_file()]
@@ -72,6 +70,7 @@ def _huggingface(data: DataConfig, part: Part) -> Encoded:
     for file in (found[0] / named["filename"] for named in state["_data_files"]):
         with pa.memory_map(str(file)) as source:
             tables.append((str(file), pa.ipc.open_stream(source).read_all()))
+        refuse_objects(tables[-1][1].schema, name=file)
     names = tables[0][1].column_names
     chosen = [next((name for name in known if name in names), None) for known in (IMAGES, LABELS)]
     if None in chosen:

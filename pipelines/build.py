@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdcore.losses import LOSSES, Term
+from kdcore.losses import Term
 from kdcore.schedules import Schedule
 from kdcore.step import DistillStep
 from kdcore.taps import EMBEDDING, Tapped
@@ -20,6 +20,7 @@ from kdcore.teachers import freeze, heard, taught_together, teacher_outputs
 from kdcore.terms import present
 from kdcore.types import Batch, Classifier, Mix, Outputs, Probe
 from pipelines.config import RunConfig, TeacherConfig
+from pipelines.custom_losses import loss_line
 from pipelines.data import Reader
 from pipelines.formats import check_readable
 from pipelines.models import build_network, load_weights
@@ -125,7 +126,7 @@ def build_step(
 
 
 def _term(run: RunConfig, config: LossConfig, probe: Probe) -> Term:
-    term = LOSSES[config.loss].build(_params(run, config), config.layers, probe).eval()
+    term = loss_line(config.loss).build(_params(run, config), config.layers, probe).eval()
     # in evaluation mode: blank pictures are not to be remembered
     value = term(probe.student, probe.batch.teacher, probe.batch)
     if not bool(torch.isfinite(value)):

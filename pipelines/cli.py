@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import subprocess
 import sys
@@ -189,7 +190,7 @@ def sweep(
     config: Annotated[Path | None, typer.Argument(help="A sweep, as YAML.")] = None,
     changes: Changes = [],
     resume: Annotated[
-        str, typer.Option(help="Go on with the sweep of that name, as it was begun.")
+        str, typer.Option(help="Go on with the sweep of that name or folder, as it was begun.")
     ] = "",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")
@@ -373,19 +374,19 @@ def ui(
     debug: Debug = False,
 ) -> None:
     """Open the MLflow UI on the store of runs, and say where it compares the last sweep's."""
-    from pipelines.tracking import Tracker, comparison_address
+    from pipelines.tracking import Tracker, comparison_address, without_password
 
     tracker = Tracker()
     if tracker.uri.startswith("http"):
         address = comparison_address(tracker, tracker.uri.rstrip("/"))
         raise ValueError(f"runs are tracked on a server: open {address} in a browser")
     address = comparison_address(tracker, f"http://127.0.0.1:{port}")
-    say(f"MLflow on {tracker.uri}; the last sweep's runs:")
+    say(f"MLflow on {without_password(tracker.uri)}; the last sweep's runs:")
     say(address)
-    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", tracker.uri]
-    raise typer.Exit(
-        subprocess.run([*command, "--host", "127.0.0.1", "--port", str(port)]).returncode
-    )
+    command = [sys.executable, "-m", "mlflow", "ui", "--host", "127.0.0.1", "--port", str(port)]
+    # not among its words, which everyone on this machine can read: it may hold a password
+    store = {"MLFLOW_BACKEND_STORE_URI": tracker.uri}
+    raise typer.Exit(subprocess.run(command, env={**os.environ, **store}).returncode)
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
+from urllib.parse import urlsplit
 
 from pydantic import (
     Discriminator,
@@ -16,16 +17,17 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     Tag,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
 
 from kdcore.checks import unknown_name
-from kdcore.losses import LOSSES
 from kdcore.taps import EMBEDDING
 from kdcore.teachers import Ensemble
 from pipelines.augment import VERSION as VIEWS_VERSION
 from pipelines.augment import AugmentConfig
+from pipelines.custom_losses import FLAG, code_identity, is_custom, loss_line
 from pipelines.formats import LogitsFormat, TopConfig
 from pipelines.networks import ModelConfig, StudentConfig
 from pipelines.optimizer import OptimizerConfig
@@ -133,6 +135,15 @@ _LATER = ("classes", "classes_seed", "on_bad_image")
 _METRICS = ("loss", "top1")  # of every run's training, beside its terms
 
 
+def _refuse_custom(losses: Mapping[str, Any]) -> None:
+    for label, term in losses.items():
+        if isinstance(term, dict) and is_custom(str(term["loss"])):
+            raise ValueError(
+                f"{label}: {term['loss']!r} is code from elsewhere, and would be run: say "
+                f"`{FLAG}: true` in the run if you trust it"
+            )
+
+
 class Listener(NamedTuple):
     """Where a run listens to a teacher: to the only one or the average where it names none."""
 
@@ -152,6 +163,7 @@ class RunConfig(Strict):
     epochs: PositiveInt
     batch_size: PositiveInt = 64  # per run, not per worker
     optimizer: OptimizerConfig = OptimizerConfig()
+    allow_custom_losses: bool = False  # a loss may be module:attr, which runs its code
     losses: dict[str, LossConfig]
     diagnostics: DiagnosticsConfig = DiagnosticsConfig()
     workers: PositiveInt = 1
@@ -161,9 +173,19 @@ class RunConfig(Strict):
     runs: Path = Path("runs")  # where finished runs are kept
     caches: str = "caches"  # where teacher caches are kept, a path or s3://, gs://; or one cache
 
+    @field_validator("caches")
+    @classmethod
+    def _no_password(cls, caches: str) -> str:
+        if "@" in urlsplit(caches).netloc:
+            raise ValueError(
+                "the address holds a password, which everyone who sees the run would read; give "
+                "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or what your store has, instead"
+            )
+        return caches
+
     @field_validator("losses", mode="before")
     @classmethod
-    def _label_names_loss(cls, losses: Any) -> Any:
+    def _label_names_loss(cls, losses: Any, info: ValidationInfo) -> Any:
         if not isinstance(losses, dict):
             return losses
         for label in losses:
@@ -172,10 +194,13 @@ class RunConfig(Strict):
                     f"a loss label is a word such as kd or mid_layer and no metric's name "
                     f"({', '.join(_METRICS)}), got {label!r}"
                 )
-        return {
+        named = {
             label: {"loss": label, **term} if isinstance(term, dict) else term
             for label, term in losses.items()
         }
+        if not info.data.get(FLAG):  # here, before a term is looked at: that imports it
+            _refuse_custom(named)
+        return named
 
     @model_validator(mode="after")
     def _consistent(self) -> RunConfig:
@@ -242,15 +267,15 @@ class RunConfig(Strict):
         return {
             label: term
             for label, term in self.losses.items()
-            if term.is_on or not LOSSES[term.loss].needs_teacher
+            if term.is_on or not loss_line(term.loss).needs_teacher
         }
 
     @property
     def _listeners(self) -> list[Listener]:
         terms = [
-            Listener(f"losses.{label}", term.teacher, LOSSES[term.loss].needs_one_teacher)
+            Listener(f"losses.{label}", term.teacher, loss_line(term.loss).needs_one_teacher)
             for label, term in self.active.items()
-            if LOSSES[term.loss].needs_teacher
+            if loss_line(term.loss).needs_teacher
         ]
         joins = [
             Listener(f"student.{form}", joined.teacher, needs_one=True)
@@ -262,7 +287,7 @@ class RunConfig(Strict):
     @property
     def is_taught(self) -> bool:
         """Whether any term listens to the teacher; a run of which none does is a control."""
-        listens = any(LOSSES[term.loss].needs_teacher for term in self.active.values())
+        listens = any(loss_line(term.loss).needs_teacher for term in self.active.values())
         return listens or self.student.reuse is not None
 
     @property
@@ -339,7 +364,9 @@ class RunConfig(Strict):
         A teacher's term of weight 0 is left out, and a teacher that no term listens to with it: the
         control of every sweep is one run. A dataset counts by its name and root, not its content.
         """
-        content = self.model_dump(mode="json", exclude={"name", "runs", "caches", "save_every"})
+        content = self.model_dump(
+            mode="json", exclude={"name", "runs", "caches", "save_every", FLAG}
+        )
         for where in ("download", "spool"):
             del content["data"][where]
         for key in _LATER:  # whose default is what there was before
@@ -349,6 +376,9 @@ class RunConfig(Strict):
             content["data"]["augment"]["version"] = VIEWS_VERSION
         content["student"]["weights"] = file_digest(self.student.weights)
         content["losses"] = {label: content["losses"][label] for label in self.active}
+        for label, term in self.active.items():
+            if is_custom(term.loss):
+                content["losses"][label]["code"] = code_identity(term.loss)
         self._identify_teachers(content)
         return digest(content)[:12]
 

@@ -83,7 +83,7 @@ def print_plan(plan: Plan) -> None:
     say(f"{plan.count} trials, {plan.finished} of them finished")
     if plan.cache_bytes:
         size = f"{plan.cache_bytes / 2**20:,.0f} MiB before compression"
-        say(f"cache: {plan.cache_rows:,} rows of the base's teacher, {size}")
+        say(f"cache: {plan.cache_rows:,} rows of what the trials' teachers say, {size}")
     say(
         f"time: {1000 * plan.step_seconds:.0f} ms a step of the base, so {plan.hours:.2f} hours "
         f"for {plan.count - plan.finished} trials one after the other; cache, live teachers, "
@@ -122,7 +122,7 @@ def _print_test(outcome: Outcome) -> None:
         shown = [f"{name.removeprefix('test/')} {held:.4g}" for name, held in outcome.test.items()]
         say(f"test data, seen once: {', '.join(shown)}")
         return
-    tested = [f"{title} {metrics['test/top1']:.4f}" for title, metrics in outcome.titled.items()]
+    tested = [f"{held.title} {held.metrics['test/top1']:.4f}" for held in outcome.teachers]
     shown = [f"student {outcome.test['test/top1']:.4f}", *tested]
     say(f"test top-1, seen once: {', '.join(shown)}")
 
@@ -133,9 +133,10 @@ def _print_table(name: str, metric: str, outcome: Outcome) -> None:
         table.add_column(column, justify="left" if column == "configuration" else "right")
     for place, numbers in enumerate(_rows(outcome.rows), start=1):
         table.add_row(str(place), *numbers)
-    for title, metrics in outcome.titled.items():
-        if metric in metrics:
-            table.add_row("", title, f"{metrics[metric]:.4f}", "", "1", "", style="bold")
+    for teacher in outcome.teachers:
+        if metric in teacher.metrics:
+            value = f"{teacher.metrics[metric]:.4f}"
+            table.add_row("", teacher.title, value, "", "1", "", style="bold")
     console.print(table)
 
 

@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, PositiveInt, Tag
 
-from kdcore.losses import LOSSES, Logits, Stateful
+from kdcore.losses import Logits, Stateful
+from pipelines.custom_losses import loss_line
 from pipelines.strict import Strict
 from pipelines.terms import LossConfig, ScheduleConfig
 
@@ -54,7 +55,7 @@ def check_readable(
 
 def _softens(term: LossConfig) -> bool:
     """Whether the term reads logits at a temperature above 1, or at one that it finds itself."""
-    loss = LOSSES[term.loss]
+    loss = loss_line(term.loss)
     if loss.takes_layers or not loss.needs_teacher:
         return False
     if isinstance(loss, Stateful) or not {"temperature", "temperatures"} & set(term.params):

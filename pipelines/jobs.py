@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
+from typing import NamedTuple
 
 import numpy as np
 from torch import nn
@@ -20,6 +21,7 @@ from pipelines.cache.forward import PartWriter
 from pipelines.cache.inspection import damaged_files, greatest_differences
 from pipelines.cache.manifest import cache_store, contents, fingerprint, is_complete
 from pipelines.cache.read import read_cache
+from pipelines.cache.storage import Store
 from pipelines.cache.write import write_cache
 from pipelines.cluster import cluster
 from pipelines.config import RunConfig, TeacherConfig, plain
@@ -91,26 +93,53 @@ def _ready(
     verbose: bool,
 ) -> Teacher:
     """A teacher live or from its cache, trained and written first where they are not yet."""
-    weights = teacher_weights(run.teachers[label], watch=watch, tracker=tracker)
-    place = run.called(label)
-    teacher = build_teacher(run.teachers[label], pictures, layers, weights=weights, place=place)
+    weights, teacher = _opened(run, label, pictures, layers, watch=watch, tracker=tracker)
     if run.teachers[label].source == "live":
         return Teacher(weights, live=teacher)
-    alone = run.taught_by(label)
-    content = contents(alone, pictures, teacher)
-    store, columns = cache_store(alone, content), columns_of(run.teachers[label].logits, teacher)
-    if not is_complete(store, columns, run.data.views):
+    cache = _cache_of(run, label, pictures, teacher)
+    if not is_complete(cache.store, cache.columns, run.data.views):
         stage = "cache" if len(run.teachers) == 1 else f"cache {label}"
         with cluster(verbose=verbose):
-            write_cache(alone, pictures, teacher, store, columns, partial(watch, stage))
-    rows = read_cache(store, columns, pictures, views=run.data.views, spool=run.data.spool)
+            write_cache(
+                cache.run, pictures, teacher, cache.store, cache.columns, partial(watch, stage)
+            )
+    data = run.data
+    rows = read_cache(cache.store, cache.columns, pictures, views=data.views, spool=data.spool)
     rows = replace(rows, classifier=Classifier(*(held.detach() for held in teacher.head)))
-    return Teacher(
-        weights,
-        rows=rows,
-        fingerprint=fingerprint(content),
-        accuracy=_accuracy(run, pictures, rows),
-    )
+    accuracy = _accuracy(run, pictures, rows)
+    return Teacher(weights, rows=rows, fingerprint=cache.fingerprint, accuracy=accuracy)
+
+
+def _opened(
+    run: RunConfig,
+    label: str,
+    pictures: Pictures,
+    layers: Iterable[str],
+    *,
+    watch: Watch,
+    tracker: Tracker,
+) -> tuple[Path, Tapped]:
+    """A teacher's weights, trained first where it is another run's student, and it with them."""
+    teacher = run.teachers[label]
+    weights = teacher_weights(teacher, watch=watch, tracker=tracker)
+    place = run.called(label)
+    return weights, build_teacher(teacher, pictures, layers, weights=weights, place=place)
+
+
+class _Cache(NamedTuple):
+    """What a teacher's cache is made of, and where it is or will be."""
+
+    run: RunConfig  # with this teacher alone
+    store: Store
+    columns: Sequence[Column]
+    fingerprint: str
+
+
+def _cache_of(run: RunConfig, label: str, pictures: Pictures, teacher: Tapped) -> _Cache:
+    alone = run.taught_by(label)
+    content = contents(alone, pictures, teacher)
+    columns = columns_of(run.teachers[label].logits, teacher)
+    return _Cache(alone, cache_store(alone, content), columns, fingerprint(content))
 
 
 def cache_faults(run: RunConfig, *, watch: Watch, tracker: Tracker) -> Mapping[str, list[str]]:
@@ -123,15 +152,11 @@ def cache_faults(run: RunConfig, *, watch: Watch, tracker: Tracker) -> Mapping[s
     pictures = checked(run)
     faults = {}
     for label, layers in run.teacher_layers.items():
-        held = run.teachers[label]
-        if held.source == "cached":
-            weights = teacher_weights(held, watch=watch, tracker=tracker)
-            place = run.called(label)
-            teacher = build_teacher(held, pictures, layers, weights=weights, place=place)
-            alone = run.taught_by(label)
-            store = cache_store(alone, contents(alone, pictures, teacher))
-            writer = PartWriter(alone, pictures, teacher, store, device=pick_device())
-            faults[label] = _faults(writer, columns_of(held.logits, teacher))
+        if run.teachers[label].source == "cached":
+            _, teacher = _opened(run, label, pictures, layers, watch=watch, tracker=tracker)
+            cache = _cache_of(run, label, pictures, teacher)
+            writer = PartWriter(cache.run, pictures, teacher, cache.store, device=pick_device())
+            faults[label] = _faults(writer, cache.columns)
     return faults
 
 

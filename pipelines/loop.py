@@ -28,7 +28,7 @@ from pipelines.build import teacher_precision
 from pipelines.config import RunConfig
 from pipelines.data import Reader
 from pipelines.diagnostics import bounds, matched
-from pipelines.models import read_weights, save_weights
+from pipelines.models import read_state, read_weights, save_weights
 from pipelines.optimizer import CosineConfig, OptimizerConfig
 from pipelines.students import layer_of
 
@@ -333,7 +333,7 @@ def resumed(
     """The progress and the best weights of a checkpoint, and its state put into the parts."""
     if folder is None:
         return Progress(), {}
-    state = torch.load(folder / STATE, map_location=device, weights_only=True)
+    state = read_state(folder / STATE, device)
     for name, part in parts.items():
         part.load_state_dict(state[name])
     torch.set_rng_state(state["random"].cpu())

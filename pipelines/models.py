@@ -95,6 +95,19 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return dict(state)
 
 
+def read_state(path: Path, device: torch.device) -> dict[str, Any]:
+    """A checkpoint of a run; ValueError where it is damaged, or holds code, which is not run."""
+    try:
+        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:  # as of weights
+        kind = type(error).__name__
+        raise ValueError(
+            f"checkpoint {path} cannot be read as tensors and numbers only ({kind}); remove its "
+            "folder to begin the run anew"
+        ) from None
+    return state
+
+
 def weights_digest(net: nn.Module) -> str:
     """sha256 of the names, types and values of a state dict."""
     content = hashlib.sha256()

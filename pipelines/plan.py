@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from kdcore.teachers import teacher_outputs
 from kdcore.types import Batch, Outputs
-from pipelines.build import build_step, probe_of
+from pipelines.build import build_step, build_teacher, probe_of
+from pipelines.cache.columns import columns_of
 from pipelines.config import RunConfig
 from pipelines.data import Reader
-from pipelines.sources import Pictures
+from pipelines.sharing import Shared, shared
+from pipelines.sources import Pictures, read_pictures, split
 from pipelines.space import SweepConfig, points
 from pipelines.train import finished
 
 _STEPS_TIMED = 3
-_CACHED_BYTES = 2  # of a number in float16
+_ROWS_PROBED = 64  # to learn how many bytes a row has
 
 
 @dataclass(frozen=True)
@@ -29,8 +33,8 @@ class Plan:
     trials: list[dict[str, Any]]
     count: int
     finished: int  # of the listed ones
-    cache_rows: int
-    cache_bytes: int  # before compression, of all cached teachers of the base
+    cache_rows: int  # of all teachers that are heard from caches, whether written or not
+    cache_bytes: int  # before compression
     step_seconds: float  # of the base, training only, in one process
     hours: float  # of training that is left, one trial after the other
 
@@ -39,15 +43,15 @@ def planned(config: SweepConfig, pictures: Pictures) -> Plan:
     """The plan of a sweep whose base has been checked against these pictures."""
     base, (listed, count, done) = config.base, counted(config)
     reader = Reader(base, pictures)
-    seconds = _step_seconds(base, pictures, reader)
+    seconds = step_seconds(base, pictures, reader)
     steps = base.epochs * reader.batches_per_epoch
-    rows = len(pictures.label) + base.data.views * len(reader.train_rows)
+    caches = [cache for one in shared(config).values() for cache in _caches(one)]
     return Plan(
         trials=listed,
         count=count,
         finished=done,
-        cache_rows=rows,
-        cache_bytes=rows * _bytes_per_row(base, pictures),
+        cache_rows=sum(rows for rows, _ in caches),
+        cache_bytes=sum(rows * width for rows, width in caches),
         step_seconds=seconds,
         hours=(count - done) * steps * seconds / 3600,
     )
@@ -60,21 +64,32 @@ def counted(config: SweepConfig) -> tuple[list[dict[str, Any]], int, int]:
     return listed, count, sum(finished(config.run(point)) is not None for point in listed)
 
 
-def _bytes_per_row(run: RunConfig, pictures: Pictures) -> int:
-    """Of all teachers that are heard from a cache."""
-    said = probe_of(run, pictures).batch.teachers
-    cached = [said[label] for label, held in run.heard.items() if held.source == "cached"]
-    numbers = sum(
-        held[0].numel() for outputs in cached for held in (outputs.logits, *_features(outputs))
-    )
-    return _CACHED_BYTES * numbers
+def _caches(one: Shared) -> Iterator[tuple[int, int]]:
+    """Rows, and bytes of a row, of the cache of each teacher that the trials hear."""
+    run = one.run
+    pictures = read_pictures(run.data, "train")
+    train_rows, _ = split(len(pictures.label), run.data)
+    rows = len(pictures.label) + run.data.views * len(train_rows)
+    for label, layers in one.layers.items():
+        if run.teachers[label].source == "cached":
+            yield rows, _bytes_per_row(run, label, layers, pictures)
 
 
-def _features(outputs: Outputs) -> list[Tensor]:
-    return list(outputs.features.values())
+def _bytes_per_row(run: RunConfig, label: str, layers: Iterable[str], pictures: Pictures) -> int:
+    held = run.teachers[label].model_copy(update={"weights": None})  # which decide no size
+    teacher = build_teacher(held, pictures, layers)
+    image = torch.zeros(_ROWS_PROBED, *pictures.image.shape[1:])
+    said, labels = teacher_outputs(teacher, image), np.zeros(_ROWS_PROBED, np.int64)
+    columns = [one.encoded(said, labels) for one in columns_of(held.logits, teacher)]
+    return sum(array.nbytes for arrays in columns for array in arrays.values()) // _ROWS_PROBED
 
 
-def _step_seconds(run: RunConfig, pictures: Pictures, reader: Reader) -> float:
+def step_seconds(
+    run: RunConfig,
+    pictures: Pictures,
+    reader: Reader,
+    clock: Callable[[], float] = time.perf_counter,
+) -> float:
     """Wall time of one training step on this process's device, loading the batch included.
 
     Teachers are stood in for by what blank networks say of blank pictures, so that the forward pass
@@ -86,12 +101,12 @@ def _step_seconds(run: RunConfig, pictures: Pictures, reader: Reader) -> float:
     optimizer = torch.optim.SGD(step.parameters(), lr=1e-12)
     batches, spent = reader.train(0), []
     for _ in range(min(_STEPS_TIMED, reader.batches_per_epoch)):
-        started = time.perf_counter()
+        started = clock()
         batch = next(batches)
         step(_taught(batch, probe).to(device)).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        spent.append(time.perf_counter() - started)
+        spent.append(clock() - started)
     return min(spent)
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -116,6 +119,19 @@ class ProposeByOptuna(Searcher):
             name = path if common else f"{point[VARIANT]}: {path}"
             point[path] = _suggested(trial, name, values)
         return point
+
+
+def proposals_in(file: Path) -> list[Mapping[str, Any]]:
+    """What an earlier call of the sweep proposed, one line each; none where there is no file.
+
+    A proposal is run once it is written: a last line that was broken off is cut off, and counts for
+    nothing.
+    """
+    written = file.read_bytes() if file.exists() else b""
+    whole = written[: written.rfind(b"\n") + 1]
+    if whole != written:
+        os.truncate(file, len(whole))
+    return [json.loads(line) for line in whole.splitlines()]
 
 
 def _suggested(trial: optuna.Trial, name: str, values: Range) -> Any:

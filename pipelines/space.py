@@ -13,15 +13,16 @@ import numpy as np
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from kdcore.checks import unknown_name
-from kdcore.losses import LOSSES
+from kdcore.losses import LOSSES, Loss
 from pipelines.config import plain
+from pipelines.custom_losses import FLAG, is_custom, loss_line
 from pipelines.ranges import KINDS, Range
 from pipelines.runs import Run
 from pipelines.strict import Strict, validated
 
 VARIANT, SEED = "variant", "seed"
 _GREATER_IS_BETTER = ("val/top1", "val/elbo")
-_FIXED = ("name", "runs", "caches", "workers")
+_FIXED = ("name", "runs", "caches", "workers", FLAG)
 # what must fit pictures, networks and losses
 _OF_NETWORKS = (
     *("student", "teacher", "data", "losses", "batch_size"),
@@ -253,8 +254,9 @@ def override(content: Mapping[str, Any], path: str, value: Any) -> dict[str, Any
             above = ".".join(keys[:depth])
             raise ValueError(f"cannot set {path}: {above} is {node!r}, not a mapping")
     last = keys[-1]
-    if last == "loss" and isinstance(value, str) and value in LOSSES:
-        _fit_to_loss(node, value)
+    line = _line(value, result) if last == "loss" else None
+    if line is not None:
+        _fit_to_loss(node, line, before=_line(node.get("loss"), result))
     node[_place(node, last)] = deepcopy(value)
     return result
 
@@ -267,9 +269,17 @@ def _place(node: Any, key: str) -> str | int:
     return int(key) if isinstance(node, list) else key
 
 
-def _fit_to_loss(term: dict[str, Any], loss: str) -> None:
+def _line(loss: Any, run: Mapping[str, Any]) -> Loss | None:
+    """The line of a loss, if it is one that the run may name."""
+    if not isinstance(loss, str):
+        return None
+    if loss in LOSSES:
+        return LOSSES[loss]
+    return loss_line(loss) if run.get(FLAG) is True and is_custom(loss) else None
+
+
+def _fit_to_loss(term: dict[str, Any], line: Loss, *, before: Loss | None) -> None:
     """Leave out of a term what the new loss does not take, and what was the old one's default."""
-    line, before = LOSSES[loss], LOSSES.get(term.get("loss", ""))
     defaults = (
         {name: held.default for name, held in before.hyperparameters.items()} if before else {}
     )

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +19,6 @@ from pipelines.costs import Cost, cost
 from pipelines.exports import exported
 from pipelines.loop import Metrics
 from pipelines.page import write_report
-from pipelines.ranges import LISTED
 from pipelines.ranking import (
     Chosen,
     Provenance,
@@ -34,12 +32,12 @@ from pipelines.ranking import (
 )
 from pipelines.registry import register_champion, registered_name, registered_version
 from pipelines.report import Row, Trial, best_trial, ranked
-from pipelines.sources import Pictures, read_pictures
-from pipelines.space import VARIANT, SweepConfig, neighbours
+from pipelines.sharing import inputs_key, shared
+from pipelines.sources import Pictures
+from pipelines.space import SweepConfig, neighbours
 from pipelines.strict import validated
 from pipelines.tracking import COMMIT, TrackedRun, Tracker, commit
-from pipelines.train import RESULT, Finished, Inputs, Teacher, finished
-from pipelines.trial import inputs_key
+from pipelines.train import RESULT, Finished, Inputs, finished
 from pipelines.trials import run_trials
 
 SWEEP = "sweep.json"
@@ -52,16 +50,11 @@ class Outcome:
     rows: list[Row]  # of the trials that were trained to their end
     failed: list[Trial]
     stopped: list[Trial]  # early, by the scheduler
-    teachers: Mapping[str, Metrics]  # by label; val/top1 of the cached ones, test/top1
+    teachers: list[RankedTeacher]
     best: Trial
     student: Finished
     test: Metrics
     folder: Path
-
-    @property
-    def titled(self) -> Mapping[str, Metrics]:
-        """The teachers' metrics as a reader knows them."""
-        return {self.best.run.called(label): held for label, held in self.teachers.items()}
 
 
 def sweep(
@@ -105,22 +98,30 @@ def begun(config: SweepConfig) -> Path:
     """The sweep's folder, with what it is, so that it can be taken up again by its name."""
     folder = sweep_folder(config)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / SWEEP).write_text(json.dumps(plain(config), indent=1) + "\n")
+    arriving = folder / f".{SWEEP}"
+    arriving.write_text(json.dumps(plain(config), indent=1) + "\n")
+    arriving.replace(folder / SWEEP)
     return folder
 
 
 def begun_sweep(name: str, runs: Path = Path("runs")) -> SweepConfig:
-    """The sweep of that name, or of that folder's name, as it was begun.
+    """The sweep of that name, or of that folder's name or path, as it was begun.
 
     Raises ValueError where there is none, or several with that name.
     """
+    if (Path(name) / SWEEP).is_file():
+        return _read_sweep(Path(name))
     folders = [file.parent for file in (runs / "sweeps").glob(f"*/{SWEEP}")]
     found = [one for one in folders if name in (one.name, one.name.rpartition("-")[0])]
     if len(found) != 1:
         known = ", ".join(sorted(one.name for one in found or folders)) or "none"
         raise ValueError(f"expected one sweep {name!r} in {runs / 'sweeps'}, there are: {known}")
-    content = json.loads((found[0] / SWEEP).read_text())
-    return validated(SweepConfig, content, where=str(found[0] / SWEEP))
+    return _read_sweep(found[0])
+
+
+def _read_sweep(folder: Path) -> SweepConfig:
+    content = json.loads((folder / SWEEP).read_text())
+    return validated(SweepConfig, content, where=str(folder / SWEEP))
 
 
 def best_run(config: SweepConfig) -> RunConfig:
@@ -130,41 +131,10 @@ def best_run(config: SweepConfig) -> RunConfig:
 
 def shared_inputs(config: SweepConfig, *, watch: jobs.Watch, tracker: Tracker) -> dict[str, Inputs]:
     """What the trials train on, once for every data set and teacher among them."""
-    near, inputs = neighbours(config), {}
-    for run in sharing(config):
-        if inputs_key(run) in inputs:
-            continue
-        layers = _layers_read(near, run)
-        inputs[inputs_key(run)] = jobs.prepared(run, watch=watch, tracker=tracker, layers=layers)
-    return inputs
-
-
-def _layers_read(near: Iterable[RunConfig], run: RunConfig) -> Mapping[str, set[str]]:
-    """Of the run's teachers the layers that its trials will read, whose losses differ."""
-    layers: dict[str, set[str]] = {}
-    for other in near:
-        taught = other.model_copy(update={"teacher": run.teacher})
-        for label, read in taught.teacher_layers.items():
-            layers.setdefault(label, set()).update(read)
-    return layers
-
-
-def sharing(config: SweepConfig) -> Iterator[RunConfig]:
-    """A run for every data set and teacher that the sweep's trials can have."""
-    for variant in config.variants or [None]:
-        shared = {
-            path: values
-            for path, values in config.ranges_of(variant).items()
-            if path.split(".")[0] in ("data", "teacher")
-        }
-        for path, values in shared.items():
-            if values.kind not in LISTED:
-                raise ValueError(
-                    f"space.{path}: the data and the teacher vary by listed values only"
-                )
-        named = {VARIANT: variant} if variant else {}
-        for listed in itertools.product(*(values.given for values in shared.values())):
-            yield config.run(named | dict(zip(shared, listed, strict=True)))
+    return {
+        key: jobs.prepared(one.run, watch=watch, tracker=tracker, layers=one.layers)
+        for key, one in shared(config).items()
+    }
 
 
 def _judged(config: SweepConfig, trials: list[Trial], inputs: Mapping[str, Inputs]) -> Outcome:
@@ -179,17 +149,15 @@ def _judged(config: SweepConfig, trials: list[Trial], inputs: Mapping[str, Input
     student = finished(best.run)
     if student is None:
         raise RuntimeError(f"{best.run.folder} has lost its {RESULT}; run the sweep again")
+    held = inputs[inputs_key(best.run)]
     return Outcome(
         rows,
         failed,
         stopped,
-        teachers={
-            label: _teacher_metrics(best.run, label, teacher)
-            for label, teacher in inputs[inputs_key(best.run)].teachers.items()
-        },
+        teachers=[_ranked_teacher(best.run, label, held) for label in held.teachers],
         best=best,
         student=student,
-        test=jobs.tested(best.run, jobs.trained_student(best.run, student)),
+        test=jobs.tested(best.run, build_used(best.run, held.pictures, student.weights)),
         folder=sweep_folder(config),
     )
 
@@ -216,15 +184,6 @@ def _log_student(
         parent.log_artifact(path)
 
 
-def _teacher_metrics(run: RunConfig, label: str, teacher: Teacher) -> Metrics:
-    pictures = read_pictures(run.data, "train")  # which has every class
-    tapped = build_teacher(run.teachers[label], pictures, (), weights=teacher.weights)
-    metrics = jobs.tested(run, tapped.net)
-    if teacher.accuracy is not None:
-        metrics["val/top1"] = teacher.accuracy
-    return metrics
-
-
 def _ranking(
     config: SweepConfig, outcome: Outcome, inputs: Mapping[str, Inputs], command: str
 ) -> Ranking:
@@ -238,10 +197,7 @@ def _ranking(
         rows=[as_ranked(row, cost) for row, cost in zip(outcome.rows, costs, strict=True)],
         failed=[Unfinished(trial.changes, error=trial.error) for trial in outcome.failed],
         stopped=[Unfinished(trial.changes, metrics=trial.metrics) for trial in outcome.stopped],
-        teachers=[
-            _ranked_teacher(best.run, label, held, metrics)
-            for label, metrics in outcome.teachers.items()
-        ],
+        teachers=outcome.teachers,
         best=Chosen(best.changes, str(outcome.student.weights), plain(best.run)),
         test=outcome.test,
         made=Provenance(
@@ -267,16 +223,19 @@ def _costs(runs: Iterable[RunConfig], inputs: Mapping[str, Inputs]) -> list[Cost
     return costs
 
 
-def _ranked_teacher(run: RunConfig, label: str, inputs: Inputs, metrics: Metrics) -> RankedTeacher:
+def _ranked_teacher(run: RunConfig, label: str, inputs: Inputs) -> RankedTeacher:
     config, ready = run.teachers[label], inputs.teachers[label]
     tapped = build_teacher(config, inputs.pictures, (), weights=ready.weights)
+    metrics = jobs.tested(run, tapped.net)
+    if ready.accuracy is not None:
+        metrics["val/top1"] = ready.accuracy
     return RankedTeacher(
         title=run.called(label),
         network=config.network.name,
         weights=str(ready.weights),
         cache=ready.fingerprint,
         metrics=metrics,
-        cost=cost(tapped.net, _blank(inputs.pictures)),
+        cost=cost(tapped.net.cpu(), _blank(inputs.pictures)),
     )
 
 

@@ -18,10 +18,10 @@ from pydantic import (
     model_validator,
 )
 
-from kdcore.checks import unknown_name
-from kdcore.losses import LOSSES, Stateful
+from kdcore.losses import Stateful
 from kdcore.pooling import split_pooling
 from kdcore.schedules import Cosine, Schedule, Steps, Warmup
+from pipelines.custom_losses import loss_line
 from pipelines.strict import Strict, problems
 
 
@@ -66,7 +66,10 @@ Weight = Annotated[Annotated[NonNegativeFloat, Tag("(number)")] | Scheduled, Dis
 
 
 class LossConfig(Strict):
-    """One weighted term: ``loss`` names a line of LOSSES, and its label does where it is absent."""
+    """One weighted term: ``loss`` names a line of LOSSES, and its label does where it is absent.
+
+    Or it is ``module:attr``, which is then imported: the run refuses it first if it is not allowed.
+    """
 
     loss: str
     weight: Weight  # the literature's where it is absent
@@ -80,24 +83,23 @@ class LossConfig(Strict):
         if not isinstance(value, dict) or not isinstance(value.get("loss"), str):
             return value
         loss = value["loss"]
-        if loss not in LOSSES:
-            raise ValueError(unknown_name("loss", loss, LOSSES))
-        if value.get("layers") and not LOSSES[loss].takes_layers:
+        line = loss_line(loss)
+        if value.get("layers") and not line.takes_layers:
             raise ValueError(f"loss {loss!r} compares logits and takes no `layers`")
-        if value.get("teacher") is not None and not LOSSES[loss].needs_teacher:
+        if value.get("teacher") is not None and not line.needs_teacher:
             raise ValueError(f"loss {loss!r} listens to no teacher and takes no `teacher`")
-        if LOSSES[loss].takes_layers and not (value.get("layers") or LOSSES[loss].default_layers):
+        if line.takes_layers and not (value.get("layers") or line.default_layers):
             raise ValueError(
                 f"loss {loss!r} needs `layers`: student layer: teacher layer, such as "
                 "{layer2: layer2}"
             )
         params = _checked_params(loss, value.get("params", {}))
-        layers = value.get("layers") or LOSSES[loss].default_layers
+        layers = value.get("layers") or line.default_layers
         if isinstance(layers, Mapping):  # sorted: the file's order is not part of the identity
             layers = dict(sorted(layers.items()))
-        weight = value.get("weight", LOSSES[loss].weight)
+        weight = value.get("weight", line.weight)
         if isinstance(weight, dict) and "warmup" in weight:
-            weight = {"to": LOSSES[loss].weight, **weight}
+            weight = {"to": line.weight, **weight}
         _check_attention_power(params, layers)
         return {**value, "weight": weight, "params": params, "layers": layers}
 
@@ -139,7 +141,7 @@ def hyperparameters(loss: str) -> type[Strict]:
 
     A real number of a function may be a schedule; what a term learns with is fixed.
     """
-    line = LOSSES[loss]
+    line = loss_line(loss)
 
     def kind(annotation: Any) -> Any:
         may_change = annotation is float and not isinstance(line, Stateful)

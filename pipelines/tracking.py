@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
@@ -123,12 +123,19 @@ class Tracker:
 
     def __init__(self, uri: str | None = None) -> None:
         self.uri = uri or store_uri()
+        if self.uri.startswith("http") and "@" in urlsplit(self.uri).netloc:
+            raise ValueError(
+                "MLFLOW_TRACKING_URI holds a password, which MLflow repeats in its messages; give "
+                "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD instead"
+            )
         try:
             with _quiet():
                 self.client = MlflowClient(self.uri)
                 self.experiment_id = self._experiment()
         except MlflowException as error:
-            raise ValueError(f"MLflow cannot use the store {self.uri}: {error}") from None
+            raise ValueError(
+                f"MLflow cannot use the store {without_password(self.uri)}: {error}"
+            ) from None
 
     def _experiment(self) -> str:
         found = self.client.get_experiment_by_name(EXPERIMENT)
@@ -201,6 +208,12 @@ def comparison_address(tracker: Tracker, server: str) -> str:
 def store_uri() -> str:
     """Where runs are tracked."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{DEFAULT_STORE.absolute()}"
+
+
+def without_password(uri: str) -> str:
+    """A store's address for people to read."""
+    scheme, separator, rest = uri.partition("://")
+    return f"{scheme}{separator}{rest.rpartition('@')[2]}"
 
 
 def dotted(content: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -29,6 +29,7 @@ from pipelines.cluster import num_cores, worker_resources, workers_at_once
 from pipelines.config import RunConfig, plain
 from pipelines.data import Reader, TeacherRows
 from pipelines.loop import BEST, STATE, Metrics, Progress, Report, fit, keep, pick_device
+from pipelines.models import read_state
 from pipelines.runs import Run, run_of
 from pipelines.sources import Pictures
 
@@ -197,7 +198,7 @@ def train_with_callback(
             copied = Path(shutil.copytree(folder, run.folder / ".arriving", dirs_exist_ok=True))
         keep(copied, run.folder)
         copied.rmdir()
-        state = torch.load(run.folder / STATE, map_location="cpu", weights_only=True)
+        state = read_state(run.folder / STATE, torch.device("cpu"))
         result = _finish(run, Progress(state["history"], state["best"]))
         shutil.rmtree(run.folder / _RAY_FOLDER, ignore_errors=True)
         return result

@@ -10,9 +10,8 @@ import torch
 from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
-from pipelines.config import digest, plain
 from pipelines.loop import Metrics
-from pipelines.runs import Run
+from pipelines.sharing import inputs_key
 from pipelines.space import SweepConfig
 from pipelines.train import train_here, train_with_callback
 
@@ -41,9 +40,3 @@ class _Epochs(TuneReportCallback):
 def changes_of(config: Mapping[str, Any]) -> dict[str, Any]:
     """A trial's changes, by dotted path."""
     return dict(config["point"])
-
-
-def inputs_key(run: Run) -> str:
-    """Names the data set and the teachers of a run; runs of one key share their inputs."""
-    content = plain(run)
-    return digest([content["data"], content["teacher"]])

@@ -20,11 +20,12 @@ from pipelines.cluster import gpus_there, num_cores, worker_resources, workers_a
 from pipelines.pruning import PruneConfigurations
 from pipelines.report import Trial
 from pipelines.runs import Run
-from pipelines.searchers import ProposeByOptuna
+from pipelines.searchers import ProposeByOptuna, proposals_in
+from pipelines.sharing import inputs_key
 from pipelines.space import SEED, SweepConfig, points
 from pipelines.tracking import TrackedRun, Tracker
 from pipelines.train import OnEpoch, RunInputs, finished
-from pipelines.trial import changes_of, inputs_key, run_trial
+from pipelines.trial import changes_of, run_trial
 
 PROPOSALS = "proposals.jsonl"  # of a search that learns, in the sweep's folder
 
@@ -54,7 +55,7 @@ def run_trials(
     )
     listed = None if config.search.algorithm == "optuna" else points(config)
     total = config.search.num_samples * config.seeds if listed is None else len(listed)
-    follow = _Follow(config, inputs, watch=watch, tracker=tracker, parent=parent, total=total)
+    follow = Follow(config, inputs, watch=watch, tracker=tracker, parent=parent, total=total)
     # what Tune keeps is thrown away: the runs' own folders are the ones that last
     base.runs.mkdir(parents=True, exist_ok=True)
     folder = tempfile.mkdtemp(prefix=".tune-", dir=base.runs)
@@ -93,13 +94,12 @@ def _searcher(config: SweepConfig, concurrent: int, *, folder: Path) -> Searcher
         # Tune applies its own limit to every searcher but this one
         return BasicVariantGenerator(max_concurrent=concurrent)
     file = folder / PROPOSALS
-    told = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
     def record(proposal: Mapping[str, Any]) -> None:
         with file.open("a") as proposals:
             proposals.write(json.dumps(proposal) + "\n")
 
-    return ProposeByOptuna(config, told=told, record=record)
+    return ProposeByOptuna(config, told=proposals_in(file), record=record)
 
 
 def _scheduler(config: SweepConfig) -> TrialScheduler:
@@ -165,7 +165,7 @@ class _Followed:
     on_epoch: OnEpoch
 
 
-class _Follow(tune.Callback):
+class Follow(tune.Callback):
     """Writes what trials report to MLflow, from the driver, and tells how far the sweep is."""
 
     def __init__(
@@ -180,7 +180,8 @@ class _Follow(tune.Callback):
     ) -> None:
         self._config, self._inputs, self._watch = config, inputs, watch
         self._tracker, self._parent, self._total = tracker, parent, total
-        self._followed: dict[str, _Followed] = {}
+        self._followed: dict[str, _Followed] = {}  # by identity: a search may propose a run twice
+        self._identities: dict[str, str] = {}  # by trial
         self._ended: set[str] = set()
         self._actors: list[ray.actor.ActorHandle] = []
 
@@ -189,13 +190,18 @@ class _Follow(tune.Callback):
         return (tune.Callback, ())
 
     def _of(self, trial: Any) -> _Followed:
-        if trial.trial_id not in self._followed:
+        if trial.trial_id not in self._identities:
             run = self._config.run(changes_of(trial.config))
+            self._identities[trial.trial_id] = run.identity
+            self._follow(run)
+        return self._followed[self._identities[trial.trial_id]]
+
+    def _follow(self, run: Run) -> None:
+        if run.identity not in self._followed:
             inputs = self._inputs[inputs_key(run)]
             tracked = jobs.start_tracking(run, inputs, self._tracker, self._parent)
             on_epoch = jobs.follower(run, tracked, lambda *progress: None)
-            self._followed[trial.trial_id] = _Followed(run, tracked, on_epoch)
-        return self._followed[trial.trial_id]
+            self._followed[run.identity] = _Followed(run, tracked, on_epoch)
 
     def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         self._actors.append(trial.temporary_state.ray_actor)
@@ -217,8 +223,9 @@ class _Follow(tune.Callback):
         """Close what a broken-off sweep leaves open; Tune itself leaves its actors at work."""
         for actor in self._actors:
             ray.kill(actor)
-        for trial_id, followed in self._followed.items():
-            if trial_id not in self._ended:
+        ended = {self._identities[trial_id] for trial_id in self._ended}
+        for identity, followed in self._followed.items():
+            if identity not in ended:
                 followed.tracked.end("KILLED")
 
     def _end(self, trial: Any, status: str) -> None:

@@ -27,7 +27,7 @@ OWNERS = {
     "mlflow": {"registry", "tracking"},
     "onnxruntime": {"exports"},
     "optuna": {"searchers"},
-    "pyarrow": {*(f"cache.{name}" for name in PARQUET), "archives", "synthesize"},
+    "pyarrow": {*(f"cache.{name}" for name in PARQUET), "archives", "parquet", "synthesize"},
     "pydantic": {*CHECKED},
     "ray": {"cache.write", "cluster", "pruning", "searchers", "submit", "synthesize", *TRAINING},
     "rich": {"console"},

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 
 from kdcore.taps import Tapped
@@ -20,6 +19,7 @@ from pipelines.cache.parts import Part, Receipt, receipt_of, receipt_of_file
 from pipelines.cache.storage import Store
 from pipelines.config import RunConfig
 from pipelines.data import view_of
+from pipelines.parquet import read_parquet
 from pipelines.sources import Pictures
 from pipelines.views import normalised
 
@@ -107,7 +107,8 @@ class PartWriter:
         for name in self.store.listed(folders=True):
             folder = self.store / name / view_folder(part.view)
             if name != LAYERS and folder.has(part.file):
-                table = pq.read_table(pa.BufferReader(folder.read(part.file)), columns=[CRC])
+                place = f"cache file {folder / part.file}"
+                table = read_parquet(folder.read(part.file), name=place, columns=[CRC])
                 if not np.array_equal(table[CRC].to_numpy(), crc):
                     raise ValueError(
                         f"view {part.view} is not as it was when {folder / part.file} was "

@@ -8,12 +8,12 @@ from hashlib import sha256
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipelines.cache.columns import CRC, LABEL, LAYERS, SAMPLE, Column, part_arrays
 from pipelines.cache.forward import PartWriter
 from pipelines.cache.manifest import MANIFEST, marker, view_folder
 from pipelines.cache.storage import Store
+from pipelines.parquet import read_parquet
 
 # What is stored may differ from what the teacher says now by the rounding of float16 (0.008 at 16),
 # and by the order of sums on another machine; eight-bit codes by one.
@@ -170,4 +170,4 @@ def _difference(now: Mapping[str, np.ndarray], stored: Mapping[str, np.ndarray])
 
 
 def _table(folder: Store, name: str) -> pa.Table:
-    return pq.read_table(pa.BufferReader(folder.read(name)))
+    return read_parquet(folder.read(name), name=f"cache file {folder / name}")

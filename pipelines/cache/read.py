@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from filelock import FileLock
 
 from pipelines.cache.columns import SAMPLE, Column, LayerColumn, part_arrays
@@ -15,6 +14,7 @@ from pipelines.cache.manifest import DONE, marker, view_folder
 from pipelines.cache.storage import Store
 from pipelines.data import TeacherRows
 from pipelines.memory import check_fits
+from pipelines.parquet import read_parquet
 from pipelines.rows import Rows, RowsWriter, blank, open_rows
 from pipelines.sources import Pictures
 
@@ -71,7 +71,7 @@ def _tables(store: Store, column: Column, view: int) -> Iterator[pa.Table]:
     for name, listed in (marker(store, column.folder, view) or {}).items():
         if not folder.has(name):
             raise ValueError(f"cache file {folder / name} is gone; remove {folder} and cache again")
-        table = pq.read_table(pa.BufferReader(folder.read(name)))
+        table = read_parquet(folder.read(name), name=f"cache file {folder / name}")
         if table.num_rows != listed["rows"]:
             raise ValueError(
                 f"cache file {folder / name} has {table.num_rows} rows instead of "

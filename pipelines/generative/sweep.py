@@ -30,11 +30,11 @@ from pipelines.ranking import (
     write_ranking,
 )
 from pipelines.report import Trial, best_trial, ranked
+from pipelines.sharing import inputs_key, shared
 from pipelines.space import SweepConfig, neighbours
-from pipelines.sweep import Outcome, begun, sharing
+from pipelines.sweep import Outcome, begun
 from pipelines.tracking import COMMIT, Tracker, commit
 from pipelines.train import finished
-from pipelines.trial import inputs_key
 from pipelines.trials import run_trials
 
 Prepared = Mapping[str, GenerativeInputs]
@@ -55,8 +55,8 @@ def sweep(
     nested = config.base.workers > 1 and config.search.scheduler != "none"
     with cluster(verbose=verbose, dashboard=nested):
         inputs = {
-            inputs_key(run): generative.prepared(run, watch=watch, tracker=tracker)
-            for run in sharing(config)
+            key: generative.prepared(one.run, watch=watch, tracker=tracker)
+            for key, one in shared(config).items()
         }
         tags = {"kd.kind": "sweep", "kd.cache": ""}
         with tracker.start(folder.name, params=plain(config), tags=tags) as parent:
@@ -89,7 +89,7 @@ def _judged(config: SweepConfig, trials: list[Trial], inputs: Prepared) -> Outco
         rows,
         failed,
         stopped=[trial for trial in trials if not trial.error and not trial.is_whole],
-        teachers={},
+        teachers=_ranked_teachers(best.run, inputs[inputs_key(best.run)]),
         best=best,
         student=student,
         test=generative.tested(best.run, student, inputs[inputs_key(best.run)]),
@@ -107,7 +107,7 @@ def _ranking(config: SweepConfig, outcome: Outcome, inputs: Prepared, command: s
         rows=[as_ranked(row, _cost(row.trials[0].run.model)) for row in outcome.rows],
         failed=[Unfinished(trial.changes, error=trial.error) for trial in outcome.failed],
         stopped=[Unfinished(trial.changes, metrics=trial.metrics) for trial in outcome.stopped],
-        teachers=_ranked_teachers(best.run, held),
+        teachers=outcome.teachers,
         best=Chosen(best.changes, str(outcome.student.weights), plain(best.run)),
         test=outcome.test,
         made=Provenance(

@@ -103,7 +103,7 @@ def main(name: str) -> None:
     minutes = (time.monotonic() - started) / 60
     base, trained = config.base, training_seconds(outcome.rows) / 60
     seeds = len(outcome.rows[0].values)
-    (teacher,) = outcome.teachers.values()
+    (teacher,) = outcome.teachers
     RESULTS.mkdir(exist_ok=True)
     result = RESULTS / f"{name}.md"
     result.write_text(
@@ -113,7 +113,7 @@ def main(name: str) -> None:
 {minutes:.0f} minutes on {os.cpu_count()} cores, {trained:.0f} minutes of training in all.
 {base.data.limit} pictures, of which {base.data.validation:.0%} for validation,
 {base.epochs} epochs, {seeds} seeds; {base.student.name} from {" ".join(base.teachers)} (test
-{100 * teacher["test/top1"]:.2f}). Accuracy in percent, mean and standard deviation over
+{100 * teacher.metrics["test/top1"]:.2f}). Accuracy in percent, mean and standard deviation over
 seeds, of the epoch that was best on validation. The control has the same schedule and, seed by
 seed, the same initial weights and order of pictures; p is of the paired t-test on the test split.
 

@@ -575,7 +575,10 @@ OTHER_TEACHER = {
     "losses.mid.weight": 2,
     "losses.mid.layers.block1": "layer2",
 }
-NO_MATTER = {"name", "runs", "caches", "data.download", "data.spool"}
+NO_MATTER = {
+    *("name", "runs", "caches", "save_every", "allow_custom_losses"),
+    *("data.download", "data.spool"),
+}
 # what tells several teachers apart says nothing of one
 ONE_TEACHER = {
     "teacher.label": "other",
@@ -692,7 +695,8 @@ def test_every_leaf_of_the_steps_schedule_changes_the_identity(leaf: str, value:
 @pytest.mark.parametrize("leaf", sorted(NO_MATTER))
 def test_name_and_places_do_not_change_the_identity(leaf: str) -> None:
     run = run_of(teacher={"run": TOY}, losses={"kd": {}})
-    other = True if leaf == "data.download" else "other"
+    values = {"data.download": True, "allow_custom_losses": True, "save_every": 7}
+    other = values.get(leaf, "other")
     assert changed(run, {leaf: other}).identity == run.identity
     assert changed(run, {f"teacher.run.{leaf}": other}).identity == run.identity
     assert len(run.identity) == 12
@@ -709,7 +713,7 @@ def test_what_tells_teachers_apart_says_nothing_of_one(leaf: str, bounds: bool) 
 def identity_before_lists(run: RunConfig) -> str:
     """The digest of a run as it was when a run had one teacher."""
     content = plain(run)
-    for key in ("name", "runs", "caches", "ensemble"):
+    for key in ("name", "runs", "caches", "ensemble", "save_every", "allow_custom_losses"):
         del content[key]
     del content["data"]["download"], content["data"]["spool"], content["diagnostics"]["teacher"]
     for key in ("classes", "classes_seed", "on_bad_image"):
@@ -904,3 +908,10 @@ def test_a_live_teacher_keeps_no_logits() -> None:
 def test_an_unknown_format_of_logits_is_refused(logits: Any) -> None:
     with pytest.raises(ValueError, match=r"teacher\.logits"):
         changed(run_of(**TAUGHT), {"teacher.logits": logits})
+
+
+def test_a_password_in_the_address_of_caches_is_refused_without_its_words() -> None:
+    with pytest.raises(ValueError, match="caches: the address holds a password") as refused:
+        run_of(caches="s3://key:hunter2@bucket/caches")
+    assert "hunter2" not in str(refused.value)
+    assert run_of(caches="s3://bucket/caches@home").caches == "s3://bucket/caches@home"

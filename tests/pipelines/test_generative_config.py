@@ -70,7 +70,7 @@ def test_a_file_with_a_model_is_a_run_of_one_and_another_of_a_student(toy_run: P
 
 
 def test_a_sweep_over_graphical_models_has_only_runs_that_exist() -> None:
-    config = load(CONFIGS / "sweeps" / "graphical_digits.yaml")
+    config = load(CONFIGS / "generative" / "sweeps" / "digits.yaml")
     assert isinstance(config, SweepConfig)
     runs = neighbours(config)
     assert {run.mode for run in runs} == {"surrogate", "local", "scratch"}

@@ -12,7 +12,10 @@ from typer.testing import CliRunner
 
 from pipelines import cli, plan
 from pipelines.build import checked
+from pipelines.config import RunConfig
+from pipelines.data import Reader
 from pipelines.loop import Metrics
+from pipelines.plan import step_seconds
 from pipelines.space import SweepConfig, points
 from pipelines.strict import validated
 from pipelines.train import Inputs, train_here
@@ -35,8 +38,17 @@ SWEEP: dict[str, Any] = {
 
 @pytest.fixture(autouse=True)
 def folder(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(plan, "_step_seconds", lambda *base: 0.5)
+    """Where every step takes half a second, but in the test of how steps are timed."""
+    monkeypatch.setattr(plan, "step_seconds", lambda *base: 0.5)
     return workdir
+
+
+def test_the_fastest_of_three_steps_counts() -> None:
+    taught = {"ce": {}, "kd": {"weight": 2}}
+    run = validated(RunConfig, {**BASE, "losses": taught}, where="toy")
+    pictures = checked(run)
+    ticks = iter([0.0, 3.0, 10.0, 11.0, 20.0, 22.0])  # three steps of 3, 1 and 2 seconds
+    assert step_seconds(run, pictures, Reader(run, pictures), clock=lambda: next(ticks)) == 1.0
 
 
 def sweep_of(**changes: Any) -> SweepConfig:
@@ -50,7 +62,9 @@ def test_a_plan_counts_trials_and_hours() -> None:
     assert planned.trials == points(config)
     # 80 pictures in batches of 16, 3 epochs, 6 trials, half a second a step
     assert planned.hours == pytest.approx(5 * 3 * 6 * 0.5 / 3600)
-    assert (planned.cache_bytes, planned.cache_rows) == (0, 100 + 2 * 80)  # the base is untaught
+    # the base is untaught, its neighbours hear ten logits, an embedding of 8 and a map of 4 x 4 x 4
+    assert planned.cache_rows == 100 + 2 * 80
+    assert planned.cache_bytes == (100 + 2 * 80) * 2 * (10 + 8 + 4 * 4 * 4)
 
 
 def test_a_plan_knows_what_is_finished() -> None:
@@ -66,13 +80,23 @@ def test_a_plan_knows_what_is_finished() -> None:
     assert planned.hours == pytest.approx(5 * 3 * 5 * 0.5 / 3600)
 
 
-def test_a_plan_weighs_the_cache_of_the_base() -> None:
+def test_a_plan_weighs_logits_in_their_format() -> None:
     base = deepcopy(BASE)
-    base["losses"]["mid"]["weight"] = 1
-    config = sweep_of(base=base)
+    base["teacher"]["logits"] = "uint8"
+    planned = plan.planned(sweep_of(base=base), checked(sweep_of(base=base).base))
+    # eight bits each, and the least and the greatest in sixteen
+    assert planned.cache_bytes == (100 + 2 * 80) * (10 + 2 * 2 + 2 * (8 + 4 * 4 * 4))
+
+
+def test_every_data_set_of_a_sweep_has_a_cache_of_its_own() -> None:
+    config = sweep_of(space={**SWEEP["space"], "data.views": {"grid": [0, 2]}})
     planned = plan.planned(config, checked(config.base))
-    # ten logits, an embedding of 8 and a map of 4 x 4 x 4, two bytes each
-    assert planned.cache_bytes == (100 + 2 * 80) * 2 * (10 + 8 + 4 * 4 * 4)
+    assert planned.cache_rows == 100 + (100 + 2 * 80)
+
+
+def test_a_trial_without_a_cached_teacher_needs_no_cache() -> None:
+    config = sweep_of(space={})
+    assert plan.planned(config, checked(config.base)).cache_bytes == 0
 
 
 def test_a_search_that_learns_has_a_number_of_trials_only() -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 from ray.tune.search import Searcher
 
-from pipelines.searchers import ProposeByOptuna
+from pipelines.searchers import ProposeByOptuna, proposals_in
 from pipelines.space import SweepConfig
 from pipelines.strict import validated
 
@@ -121,3 +122,13 @@ def test_optuna_is_told_the_best_epoch_of_each_seed() -> None:
             searcher.on_trial_result(str(trial), {"val/top1": value})
         searcher.on_trial_complete(str(trial), {"val/top1": values[-1]})
     assert searcher._study.best_value == pytest.approx((0.9 + 0.5) / 2)
+
+
+def test_a_proposal_whose_writing_was_broken_off_counts_for_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "proposals.jsonl"
+    assert proposals_in(file) == []
+    file.write_text('{"lr": 0.1}\n{"lr": 0.2}\n{"lr"')
+    assert proposals_in(file) == [{"lr": 0.1}, {"lr": 0.2}]
+    with file.open("a") as proposals:
+        proposals.write('{"lr": 0.3}\n')
+    assert proposals_in(file)[2:] == [{"lr": 0.3}]

@@ -3,18 +3,23 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 from mlflow.entities import Run
 
 from pipelines import sweep as sweeps
+from pipelines.build import checked
 from pipelines.config import RunConfig
 from pipelines.loading import load
 from pipelines.report import Trial, best_trial, ranked
+from pipelines.sharing import inputs_key
 from pipelines.space import SweepConfig, changed, points
 from pipelines.sweep import Outcome, best_run, shared_inputs, sweep
 from pipelines.tracking import Tracker
+from pipelines.train import Inputs
+from pipelines.trials import Follow
 
 GRID = {
     "losses.distill.loss": {"grid": ["kd", "mse", "w2"]},
@@ -67,8 +72,8 @@ def test_a_sweep_runs_once_per_configuration_and_is_all_in_mlflow(
     assert outcome.best.metrics["val/top1"] == max(outcome.rows[0].values)
     assert outcome.student.best["val/top1"] == max(outcome.rows[0].values)
     assert not outcome.failed
-    (teacher,) = outcome.teachers.values()
-    assert {"val/top1", "test/top1"} <= teacher.keys()
+    (teacher,) = outcome.teachers
+    assert {"val/top1", "test/top1"} <= teacher.metrics.keys()
 
     parent, trials = children(Tracker())
     assert len(trials) == 8
@@ -306,3 +311,24 @@ def test_the_dashboard_runs_where_only_it_frees_stopped_workers(
     config = config.model_copy(update={"base": changed(config.base, {"workers": workers})})
     with pytest.raises(KeyboardInterrupt):
         run_sweep(config)
+
+
+def test_a_run_that_a_search_proposes_twice_is_tracked_once(workdir: Path, toy_run: Path) -> None:
+    config = untaught(swept(workdir, toy_run, space={}))
+    tracker = Tracker()
+    parent = tracker.start("sweep", params={}, tags={"kd.kind": "sweep"})
+    inputs = {inputs_key(config.base): Inputs(checked(config.base))}
+    follow = Follow(config, inputs, watch=watch, tracker=tracker, parent=parent, total=2)
+    actor = SimpleNamespace(ray_actor=None)
+    twins = [
+        SimpleNamespace(trial_id=name, config={"point": {}}, last_result={}, temporary_state=actor)
+        for name in ("first", "second")
+    ]
+    for trial in twins:  # side by side
+        follow.on_trial_start(0, twins, trial)
+    for epoch in (1, 2):
+        for trial in twins:
+            follow.on_trial_result(0, twins, trial, {"epoch": epoch, "val/top1": epoch / 4})
+    _, (tracked,) = children(tracker)
+    history = tracker.client.get_metric_history(tracked.info.run_id, "val/top1")
+    assert [point.value for point in history] == [0.25, 0.5]

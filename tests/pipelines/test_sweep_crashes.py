@@ -100,7 +100,7 @@ def test_a_killed_sweep_loses_no_trial_and_runs_none_twice(tmp_path: Path) -> No
 def test_a_sweep_is_found_by_its_name_and_an_unknown_one_is_not(workdir: Path) -> None:
     config = validated(SweepConfig, {"name": "toy", **SWEEP}, where="toy")
     folder = sweeps.begun(config)
-    for name in ("toy", folder.name):
+    for name in ("toy", folder.name, str(folder.absolute())):
         assert sweeps.begun_sweep(name) == config
     with pytest.raises(ValueError, match=rf"one sweep 'toi' in .* there are: {folder.name}"):
         sweeps.begun_sweep("toi")

@@ -17,12 +17,12 @@ from pipelines.loading import load
 from pipelines.page import write_report
 from pipelines.ranking import read_ranking
 from pipelines.report import Trial
+from pipelines.sharing import inputs_key
 from pipelines.sources import read_pictures
 from pipelines.space import SweepConfig, points
 from pipelines.sweep import best_run, sweep
 from pipelines.tracking import Tracker
 from pipelines.train import Inputs, train_here
-from pipelines.trial import inputs_key
 
 
 def watch(stage: str, done: int, total: int, note: str) -> None:

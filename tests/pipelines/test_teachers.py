@@ -21,10 +21,12 @@ from pipelines.build import build_step, build_teacher, checked
 from pipelines.cache.manifest import contents, fingerprint
 from pipelines.config import RunConfig, plain
 from pipelines.console import console, print_outcome
+from pipelines.costs import Cost
 from pipelines.data import Reader, TeacherRows, view_of
 from pipelines.loop import LAST, Metrics, with_teachers
 from pipelines.models import build_network, save_weights
 from pipelines.networks import ModelConfig
+from pipelines.ranking import RankedTeacher
 from pipelines.report import Trial
 from pipelines.sources import Pictures, read_pictures
 from pipelines.space import SweepConfig, changed
@@ -290,13 +292,20 @@ def test_bounds_are_those_of_the_teacher_that_diagnostics_name() -> None:
         build_step(wide, read_pictures(wide.data, "train"))
 
 
+def ranked_teacher(title: str, metrics: Metrics) -> RankedTeacher:
+    return RankedTeacher(title, "convnet", "", "", metrics, Cost(1, 1, 1.0))
+
+
 def test_the_table_has_a_line_for_every_teacher() -> None:
     run = run_of(MIXED)
     outcome = Outcome(
         [],
         [],
         [],
-        teachers={"big": {"val/top1": 0.75, "test/top1": 0.5}, "small": {"test/top1": 0.25}},
+        teachers=[
+            ranked_teacher("teacher big", {"val/top1": 0.75, "test/top1": 0.5}),
+            ranked_teacher("teacher small", {"test/top1": 0.25}),
+        ],
         best=Trial(run, {}, {}, is_whole=True),
         student=Finished(Path(), [], {}),
         test={"test/top1": 0.125},

@@ -18,6 +18,7 @@ from pipelines.tracking import (
     commit,
     comparison_address,
     dotted,
+    without_password,
 )
 
 # The folder holds no project: what loads the model there has only what the model brought.
@@ -132,3 +133,18 @@ def test_dotted_paths_name_every_leaf() -> None:
 
 def test_a_folder_without_git_has_no_commit(workdir: Path) -> None:
     assert commit() == {}
+
+
+def test_a_password_in_a_server_s_address_is_refused_without_its_words(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:hunter2@127.0.0.1:5000")
+    with pytest.raises(ValueError, match="MLFLOW_TRACKING_PASSWORD instead") as refused:
+        Tracker()
+    assert "hunter2" not in str(refused.value)
+
+
+def test_a_database_s_password_is_not_shown() -> None:
+    address = "postgresql://me:hunter2@127.0.0.1/kdsweep"
+    assert without_password(address) == "postgresql://127.0.0.1/kdsweep"
+    assert without_password("sqlite:////here/mlruns.db") == "sqlite:////here/mlruns.db"

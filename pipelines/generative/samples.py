@@ -135,7 +135,10 @@ class Judge:
         )
         with torch.no_grad():
             generator(trace)
-        return trace.values("target")
+        values = trace.values("target")
+        if not all(bool(torch.isfinite(held).all()) for held in values.values()):
+            raise FloatingPointError("a sample is not finite; lower optimizer.lr")
+        return values
 
     def _rows(self, first: int, count: int) -> Tensor:
         return torch.arange(first, first + count, device=self.device)

@@ -37,7 +37,7 @@ def fitted(content: dict[str, Any], workers: int, rank: int, folder: Path) -> di
 
     By plain descent: Adam divides a gradient by its own size, and would show rounding as a step.
     """
-    plain = {"name": "sgd", "lr": 1e-4, "schedule": {"name": "steps"}}
+    plain = {"name": "sgd", "lr": 1e-5, "momentum": 0, "schedule": {"name": "steps"}}
     changes = {"workers": workers, "epochs": 2, "optimizer": plain}
     run = validated(GenerativeConfig, {**content, **changes}, where="toy")
     kept = folder / "kept"

@@ -119,9 +119,9 @@ def test_without_data_none_is_read(runs: dict[str, Any], monkeypatch: pytest.Mon
 
 def test_a_distilled_student_is_far_closer_than_one_from_scratch(runs: dict[str, Any]) -> None:
     # what is not stable at this size is not asserted: ours beside local, or any other distance
-    base = run_of(STUDENTS["eruptions"], batches=30, **runs)
-    longer = changed(base, {"teacher.run.epochs": 60, "epochs": 6})
-    scratch = changed(longer, {"mode": "scratch", "epochs": 45})  # as many steps: 4 an epoch
+    base = run_of(STUDENTS["ladder"], batches=20, **runs)
+    longer = changed(base, {"teacher.run.epochs": 10, "epochs": 6})
+    scratch = changed(longer, {"mode": "scratch", "epochs": 20})  # as many steps: 6 an epoch
     assert isinstance(longer, GenerativeConfig)
     inputs = taught(longer)
     losses = []
@@ -240,7 +240,8 @@ def test_data_of_another_shape_or_kind_are_refused() -> None:
     with pytest.raises(ValueError, match=r"model.`image` is \(1, 16, 16\), and the pictures are"):
         checked(
             run_of(
-                {**STUDENTS["ladder"], "model": {**LADDER, "image": [1, 16, 16]}}, mode="scratch"
+                {**STUDENTS["ladder"], "model": {**LADDER, "image": [1, 16, 16], "sizes": [8, 1]}},
+                mode="scratch",
             )
         )
     with pytest.raises(ValueError, match="model helmholtz learns a table of two numbers"):

@@ -94,7 +94,7 @@ MISTAKES = {
     "scratch.condition is 0, and the model has 0": {**TEACHER, "scratch": {"condition": 0}},
     "the model must be the teacher's": {**STUDENT, "mode": "continual"},
     "a teacher is either": {**STUDENT, "teacher": {}},
-    "graphical models learn pictures as they are": {
+    "data.views": {
         **TEACHER,
         "data": {"name": "digits", "views": 2},
     },

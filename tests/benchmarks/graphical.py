@@ -61,7 +61,7 @@ APPLICATIONS: dict[str, tuple[str, Changes, Mapping[str, Changes]]] = {
             "ours": {},
             "ours, no gradient through bits (published)": {"distil.gradient": "none"},
             "local": {"mode": "local"},
-            "marginalized": {"mode": "marginalized", "batch_size": 64},  # times 256 configurations
+            "marginalized": {"mode": "marginalized", "batch_size": 32},  # times 256 configurations
             "scratch": {"mode": "scratch", "epochs": 800, "batch_size": 216},
         },
     ),

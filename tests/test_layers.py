@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 CHECKED = (
     *("augment", "config", "formats", "networks", "optimizer"),
     *("ranges", "runs", "space", "strict", "terms", "transfer"),
-    *("generative.config", "generative.networks"),
+    *(f"generative.{name}" for name in ("config", "modes", "networks", "tables")),
 )
 TRAINING = ("train", "trial", "trials")
 PARQUET = ("columns", "forward", "inspection", "parts", "read", "storage")

@@ -5,19 +5,21 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from kdcore.dgm.coupling import student_name
+from kdcore.dgm.families import innermost
 from kdcore.dgm.objective import group_of
 from kdcore.dgm.trace import Trace
 from pipelines.figures import COLOURS, panels
 from pipelines.generative.config import GenerativeConfig
 from pipelines.generative.models import shown_as
-from pipelines.generative.networks import NetworkConfig
+from pipelines.generative.networks import BeliefConfig, LadderConfig, NetworkConfig, VrnnConfig
 from pipelines.generative.observations import Tensors
-from pipelines.generative.samples import DRAWN, conditions, expected, noise_of, pictured
+from pipelines.generative.samples import DRAWN, conditions, noise_of
 from pipelines.generative.steps import noise_maps
 
 _PICTURES, _POINTS = 64, 272
@@ -40,6 +42,24 @@ def sample_figure(run: GenerativeConfig, student: nn.Module, teacher: nn.Module 
         _draw(axis, run.model, values)
         axis.set_title(title)
     return figure
+
+
+def pictured(model: NetworkConfig, targets: Tensors) -> Tensor | None:
+    """Targets as pictures (N, C, H, W), where they are of any: of a sequence its rows of pixels."""
+    if isinstance(model, LadderConfig):
+        return targets["y"]
+    if isinstance(model, BeliefConfig):
+        return targets["y"].reshape(-1, *model.image)
+    if isinstance(model, VrnnConfig):
+        steps = [targets[f"xy[{step}]"] for step in range(model.length)]
+        return torch.stack(steps, dim=1)[:, None]
+    return None
+
+
+def expected(run: Trace) -> Tensors:
+    """The means of a run's targets, without what is drawn around them."""
+    sites = run.of_kind("target").items()
+    return {name: innermost(site.distribution).mean for name, site in sites}
 
 
 def _probe(run: GenerativeConfig, student: nn.Module) -> Tensors:
@@ -91,7 +111,8 @@ def _draw(axis: Axes, model: NetworkConfig, values: Tensors) -> None:
             label(name)
         return
     side = math.isqrt(len(image))
-    tiles = image[: side * side].reshape(side, side, *image.shape[1:])
+    framed = F.pad(image[: side * side], (1, 1, 1, 1), value=float(image.mean()))
+    tiles = framed.reshape(side, side, *framed.shape[1:])
     grid = tiles.permute(0, 3, 1, 4, 2).flatten(0, 1).flatten(1, 2)  # (H, W, C)
     low, high = (0.0, 1.0) if not _is_sequence(model) else (float(grid.min()), float(grid.max()))
     shown = ((grid - low) / max(high - low, 1e-6)).clamp(0, 1)

@@ -8,8 +8,9 @@ from pathlib import Path
 import torch
 
 from pipelines.archives import Part
+from pipelines.generative.batches import Batches, judge_of
 from pipelines.generative.config import GenerativeConfig
-from pipelines.generative.loop import Batches, fit, judge_of
+from pipelines.generative.loop import fit
 from pipelines.generative.models import Model, build_model, load_model
 from pipelines.generative.observations import Observations, observations
 from pipelines.generative.steps import GenerativeStep, build_step

@@ -8,14 +8,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipelines.generative.config import GenerativeConfig, TableConfig
+from pipelines.generative.batches import Batches, judge_of
+from pipelines.generative.config import GenerativeConfig
 from pipelines.generative.figures import sample_figure
 from pipelines.generative.inputs import GenerativeInputs, evidence_of, step_of
-from pipelines.generative.loop import Batches, judge_of
 from pipelines.generative.models import Model, load_model
 from pipelines.generative.observations import Observations
 from pipelines.generative.samples import TRAINED, conditions, noise_of
 from pipelines.generative.steps import DistilledStep, RowBatch
+from pipelines.generative.tables import TableConfig
 from pipelines.jobs import Watch, follower, start_tracking, trained
 from pipelines.loop import Metrics, pick_device
 from pipelines.tracking import Tracker

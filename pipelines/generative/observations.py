@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,7 +14,6 @@ from torch import Tensor
 from kdcore.dgm.models.vrnn import strokes
 from pipelines.archives import Part
 from pipelines.config import DataConfig
-from pipelines.generative.config import TableConfig
 from pipelines.generative.networks import (
     BeliefConfig,
     HelmholtzConfig,
@@ -24,16 +21,10 @@ from pipelines.generative.networks import (
     NetworkConfig,
     VrnnConfig,
 )
+from pipelines.generative.tables import TableConfig, read_tables
 from pipelines.sources import Pictures, read_pictures, split_rows
 
 Tensors = Mapping[str, Tensor]
-_TEST_EVERY = 5  # rows of a user's table
-
-# the mixture that EM finds in the 272 eruptions of Old Faithful (Azzalini & Bowman 1990), R's
-# `faithful`: shares, means and covariances of (duration in minutes, waiting in minutes)
-_SHARES = (0.3559, 0.6441)
-_MEANS = ((2.0364, 54.4785), (4.2897, 79.9681))
-_COVARIANCES = (((0.0692, 0.4352), (0.4352, 33.6973)), ((0.1700, 0.9406), (0.9406, 36.0462)))
 
 
 @dataclass(frozen=True)
@@ -127,7 +118,7 @@ def _check_shape(model: NetworkConfig, shape: tuple[int, ...]) -> None:
 
 
 def _of_table(data: TableConfig, part: Part) -> Observations:
-    train, test = _tables(data)
+    train, test = read_tables(data)
     mean, deviation = train.mean(axis=0), train.std(axis=0)
     table = (train if part == "train" else test).astype(np.float64)
     standard = torch.from_numpy((table - mean) / deviation).float()
@@ -139,37 +130,3 @@ def _of_table(data: TableConfig, part: Part) -> Observations:
 
     every = np.arange(len(table))
     return Observations(every, np.zeros_like(every), content, take)
-
-
-def _tables(data: TableConfig) -> tuple[np.ndarray, np.ndarray]:
-    """The training and the test rows: of a file every fifth, of drawn ones as many again."""
-    if data.table == "eruptions":
-        first, second = (
-            _eruptions(np.random.default_rng([data.seed, part]), data.rows) for part in (0, 1)
-        )
-        return first, second
-    table = _read_csv(Path(data.table))
-    tests = np.arange(len(table)) % _TEST_EVERY == 0
-    return table[~tests], table[tests]
-
-
-def _eruptions(random: np.random.Generator, count: int) -> np.ndarray:
-    """Two clusters like those of Old Faithful's eruptions: short ones come soon, long ones late."""
-    cluster = random.choice(len(_SHARES), size=count, p=_SHARES)
-    drawn = [random.multivariate_normal(_MEANS[one], _COVARIANCES[one]) for one in cluster]
-    return np.array(drawn)
-
-
-def _read_csv(path: Path) -> np.ndarray:
-    """The first two columns of a file with a header."""
-    try:
-        with path.open(newline="") as file:
-            lines = list(csv.reader(file))[1:]
-        table = np.array([[float(cell) for cell in line[:2]] for line in lines if line])
-    except OSError as error:
-        raise ValueError(f"data.table: {path}: {error.strerror}; or `eruptions`") from None
-    except ValueError as error:
-        raise ValueError(f"data.table: {path} is no table of numbers: {error}") from None
-    if table.ndim != 2 or table.shape[1] != 2 or len(table) < 2 * _TEST_EVERY:
-        raise ValueError(f"data.table: {path} needs two columns and ten rows, has {table.shape}")
-    return table

@@ -6,10 +6,10 @@ import time
 from dataclasses import replace
 from itertools import islice
 
+from pipelines.generative.batches import Batches
 from pipelines.generative.config import GenerativeConfig
 from pipelines.generative.inputs import evidence_of, step_of
 from pipelines.generative.jobs import checked
-from pipelines.generative.loop import Batches
 from pipelines.loop import pick_device
 from pipelines.plan import Plan, counted
 from pipelines.space import SweepConfig, neighbours

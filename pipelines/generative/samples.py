@@ -11,14 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdcore.dgm.evaluation import Features, generation_distances, values_as_features
-from kdcore.dgm.families import innermost
 from kdcore.dgm.row_noise import RowNoise
 from kdcore.dgm.trace import Trace
 from kdcore.metrics.two_samples import sample_distances
 from kdcore.taps import Tapped
 from pipelines.generative.config import DistancesConfig, GenerativeConfig
 from pipelines.generative.models import Model, posterior_means, shown_as
-from pipelines.generative.networks import BeliefConfig, LadderConfig, NetworkConfig, VrnnConfig
+from pipelines.generative.networks import LadderConfig, NetworkConfig
 from pipelines.generative.observations import Tensors, condition_of
 from pipelines.models import build_network, load_weights
 
@@ -142,24 +141,6 @@ class Judge:
 
     def _rows(self, first: int, count: int) -> Tensor:
         return torch.arange(first, first + count, device=self.device)
-
-
-def pictured(model: NetworkConfig, targets: Tensors) -> Tensor | None:
-    """Targets as pictures (N, C, H, W), where they are of any: of a sequence its rows of pixels."""
-    if isinstance(model, LadderConfig):
-        return targets["y"]
-    if isinstance(model, BeliefConfig):
-        return targets["y"].reshape(-1, *model.image)
-    if isinstance(model, VrnnConfig):
-        steps = [targets[f"xy[{step}]"] for step in range(model.length)]
-        return torch.stack(steps, dim=1)[:, None]
-    return None
-
-
-def expected(run: Trace) -> Tensors:
-    """The means of a run's targets, without what is drawn around them."""
-    sites = run.of_kind("target").items()
-    return {name: innermost(site.distribution).mean for name, site in sites}
 
 
 def _of_network(how: DistancesConfig, device: torch.device) -> Features:

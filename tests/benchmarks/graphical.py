@@ -20,9 +20,9 @@ from typing import Any
 import torch
 
 from kdcore.dgm.marginals import marginal_divergence
+from pipelines.generative.batches import judge_of
 from pipelines.generative.config import GenerativeConfig
 from pipelines.generative.inputs import GenerativeInputs, evidence_of
-from pipelines.generative.loop import judge_of
 from pipelines.generative.models import load_model
 from pipelines.loading import load
 from pipelines.space import changed

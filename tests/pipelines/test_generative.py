@@ -13,14 +13,15 @@ from safetensors.torch import load_file
 from kdcore.models import MODELS
 from pipelines.config import DataConfig
 from pipelines.generative import observations as source
-from pipelines.generative.config import GenerativeConfig, TableConfig
+from pipelines.generative.batches import Batches, judge_of
+from pipelines.generative.config import GenerativeConfig
 from pipelines.generative.figures import sample_figure
 from pipelines.generative.inputs import GenerativeInputs, step_of
 from pipelines.generative.jobs import DISTANCES, SAMPLES, checked, train
-from pipelines.generative.loop import Batches
 from pipelines.generative.models import PREFIX, build_model, load_model
 from pipelines.generative.observations import observations
 from pipelines.generative.samples import HELD_OUT, TRAINED
+from pipelines.generative.tables import TableConfig, read_tables
 from pipelines.loop import BEST, LAST, STATE, Metrics
 from pipelines.models import save_weights
 from pipelines.space import changed
@@ -211,7 +212,7 @@ def test_drawn_eruptions_have_the_moments_of_old_faithful() -> None:
     table = torch.cat([targets["y1"], targets["y2"]], dim=1)
     torch.testing.assert_close(table.mean(dim=0), torch.zeros(2), atol=1e-4, rtol=0)
     # R's `faithful`: mean 3.4878 (1.1393) minutes and 70.897 (13.570); correlation 0.9008
-    drawn = source._tables(TableConfig(table="eruptions", rows=20_000))[0]
+    drawn = read_tables(TableConfig(table="eruptions", rows=20_000))[0]
     np.testing.assert_allclose(drawn.mean(axis=0), [3.4878, 70.897], rtol=0.01)
     np.testing.assert_allclose(drawn.std(axis=0), [1.1393, 13.570], rtol=0.01)
     assert np.corrcoef(drawn.T)[0, 1] == pytest.approx(0.9008, abs=0.01)
@@ -275,8 +276,6 @@ def test_a_student_that_is_its_teacher_is_at_the_floor_and_draws_the_same(
     figure = sample_figure(run, model.generator, model.generator)
     there, here = (axis.images[0].get_array() for axis in figure.axes[:2])
     np.testing.assert_array_equal(there, here)
-    from pipelines.generative.loop import judge_of
-
     found = judge_of(run, model, None, CPU).of_run(model.generator)
     assert found["samples/paired/emd"] == pytest.approx(0, abs=1e-6)
     assert found["samples/paired/one_nn"] < 0.1

@@ -45,5 +45,5 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def test_two_workers_train_the_model_of_one_process(name: str, measured: dict[str, Any]) -> None:
     one, two = measured[name]["one"], measured[name]["two"]
     assert one["losses"][0] != one["losses"][1]
-    torch.testing.assert_close(two["losses"], one["losses"], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(two["losses"], one["losses"], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(two["weights"], one["weights"], rtol=1e-4, atol=1e-6)

@@ -102,6 +102,8 @@ def cache(
 ) -> None:
     """Compute the teacher's outputs and keep them as Parquet."""
     loaded = _as_sweep(load(config, changes))
+    if isinstance(loaded.base, GenerativeConfig):
+        raise ValueError(f"{config} is of a graphical model, whose teacher is not cached")
     if info:
         _show_caches(loaded.base)
     elif prune:
@@ -276,11 +278,16 @@ def evaluate(
 
     loaded = load(config, changes)
     run = best_run(loaded) if isinstance(loaded, SweepConfig) else loaded
-    _check_of_students(run)
     result = jobs.finished(run)
     if result is None:
         raise ValueError(f"{config} has not been trained: no {run.folder}; run `kd train` first")
-    for name, value in jobs.tested(run, jobs.trained_student(run, result)).items():
+    if isinstance(run, GenerativeConfig):
+        from pipelines.generative.jobs import evaluated
+
+        measured = evaluated(run, result)
+    else:
+        measured = jobs.tested(run, jobs.trained_student(run, result))
+    for name, value in measured.items():
         say(f"{name} {value:.4f}")
 
 
@@ -410,13 +417,6 @@ def _say_space(config: SweepConfig) -> None:
         say(f"  variant {variant}")
     for path, values in config.space.items():
         say(f"  over {path}: {values.kind} {values.given}")
-
-
-def _check_of_students(run: Run) -> RunConfig:
-    """The run as one of a student; ValueError for a graphical model, which has no classes."""
-    if isinstance(run, GenerativeConfig):
-        raise ValueError(f"{run.name} is of a graphical model, which has no such thing")
-    return run
 
 
 def _base(loaded: Run | SweepConfig) -> Run:

@@ -119,6 +119,10 @@ class GenerativeConfig(Strict):
             self.teacher is None or getattr(self.teacher.network, "conditions", ())
         ):
             raise ValueError("distances.features: teacher needs one, and one without conditions")
+        if self.distances.network is not None and not isinstance(self.model, LadderConfig):
+            raise ValueError(
+                f"distances.network: sees pictures, and the model is {self.model.name}"
+            )
         if isinstance(self.data, DataConfig) and self.data.views:
             raise ValueError(
                 "data.views: a model of pictures learns them as they are; leave it out"

@@ -17,7 +17,13 @@ from kdcore.dgm.trace import Trace
 from pipelines.figures import COLOURS, panels
 from pipelines.generative.config import GenerativeConfig
 from pipelines.generative.models import shown_as
-from pipelines.generative.networks import BeliefConfig, LadderConfig, NetworkConfig, VrnnConfig
+from pipelines.generative.networks import (
+    BeliefConfig,
+    HelmholtzConfig,
+    LadderConfig,
+    NetworkConfig,
+    VrnnConfig,
+)
 from pipelines.generative.observations import Tensors
 from pipelines.generative.samples import DRAWN, conditions, noise_of
 from pipelines.generative.steps import noise_maps
@@ -27,16 +33,16 @@ _PICTURES, _POINTS = 64, 272
 
 def sample_figure(run: GenerativeConfig, student: nn.Module, teacher: nn.Module | None) -> Figure:
     """Both models' samples, row by row of one noise; of a model without a teacher its own."""
-    is_of_pictures = pictured(run.model, _probe(run, student)) is not None
-    rows = torch.arange(_PICTURES if is_of_pictures else _POINTS)
+    rows = torch.arange(_POINTS if isinstance(run.model, HelmholtzConfig) else _PICTURES)
     if teacher is None:
-        own, _ = _run(run, run.model, student, rows)
-        shown = {run.name: own}
+        shown = {run.name: _shown(run.model, _run(run, run.model, student, rows, {}))}
     else:
         assert run.teacher is not None
-        theirs, noise = _run(run, run.teacher.network, teacher, rows)
-        own, _ = _run(run, run.model, student, rows, noise=_handed(run, noise))
-        shown = {"teacher": theirs, "student": own}
+        there = _run(run, run.teacher.network, teacher, rows, {})
+        # a student of data may have other latents, and has the rows' own noise
+        noise = {} if run.mode == "scratch" else _handed(run, there)
+        here = _run(run, run.model, student, rows, noise)
+        shown = {"teacher": _shown(run.teacher.network, there), "student": _shown(run.model, here)}
     figure, axes = panels(len(shown), size=4.0)
     for axis, (title, values) in zip(axes, shown.items(), strict=True):
         _draw(axis, run.model, values)
@@ -56,45 +62,37 @@ def pictured(model: NetworkConfig, targets: Tensors) -> Tensor | None:
     return None
 
 
-def expected(run: Trace) -> Tensors:
-    """The means of a run's targets, without what is drawn around them."""
-    sites = run.of_kind("target").items()
-    return {name: innermost(site.distribution).mean for name, site in sites}
-
-
-def _probe(run: GenerativeConfig, student: nn.Module) -> Tensors:
-    return _run(run, run.model, student, torch.arange(1))[0]
-
-
 def _run(
-    run: GenerativeConfig,
-    model: NetworkConfig,
-    generator: nn.Module,
-    rows: Tensor,
-    *,
-    noise: Tensors | None = None,
-) -> tuple[Tensors, Tensors]:
-    """What one run shows, and the noise of its variables."""
+    run: GenerativeConfig, model: NetworkConfig, generator: nn.Module, rows: Tensor, noise: Tensors
+) -> Trace:
+    """One run of a model, of noise that it was given and, where it was not, of the rows' own."""
     trace = Trace(
         len(rows),
         inputs=conditions(model, rows),
-        noise=noise or {},
+        noise=noise,
         targets=shown_as(model),
         generator=noise_of(run, rows, use=DRAWN),
     )
     with torch.no_grad():
         generator(trace)
-    values = trace.values("target")
-    drawn = {name: site.noise for name, site in trace.sites.items() if site.noise is not None}
-    return (values if pictured(model, values) is None else expected(trace)), drawn
+    return trace
 
 
-def _handed(run: GenerativeConfig, noise: Tensors) -> Tensors:
-    """The teacher's noise under the student's names, as in training; a target keeps its own."""
-    maps, handed = noise_maps(run), {}
-    for name, held in noise.items():
-        is_latent = name.startswith("z")
-        own = student_name(run.distil.match, name) if is_latent else name
+def _shown(model: NetworkConfig, trace: Trace) -> Tensors:
+    """The targets of a run; of pictures their means, without what is drawn around them."""
+    if isinstance(model, HelmholtzConfig):
+        return trace.values("target")
+    sites = trace.of_kind("target").items()
+    return {name: innermost(site.distribution).mean for name, site in sites}
+
+
+def _handed(run: GenerativeConfig, teacher: Trace) -> Tensors:
+    """The teacher's noise under the student's names, as in training; a target's as it is."""
+    targets = teacher.of_kind("target").items()
+    handed = {name: site.noise for name, site in targets if site.noise is not None}
+    maps = noise_maps(run)
+    for name, held in teacher.noise().items():
+        own = student_name(run.distil.match, name)
         if own is not None:
             change = maps.get(own) or maps.get(group_of(own))
             handed[own] = held if change is None else change(held)
@@ -114,11 +112,9 @@ def _draw(axis: Axes, model: NetworkConfig, values: Tensors) -> None:
     framed = F.pad(image[: side * side], (1, 1, 1, 1), value=float(image.mean()))
     tiles = framed.reshape(side, side, *framed.shape[1:])
     grid = tiles.permute(0, 3, 1, 4, 2).flatten(0, 1).flatten(1, 2)  # (H, W, C)
-    low, high = (0.0, 1.0) if not _is_sequence(model) else (float(grid.min()), float(grid.max()))
+    # a sequence's numbers are normalised
+    is_scaled = isinstance(model, VrnnConfig)
+    low, high = (float(grid.min()), float(grid.max())) if is_scaled else (0.0, 1.0)
     shown = ((grid - low) / max(high - low, 1e-6)).clamp(0, 1)
     axis.imshow(shown.squeeze(2).numpy(), cmap="gray", vmin=0, vmax=1)
     axis.set(xticks=[], yticks=[])
-
-
-def _is_sequence(model: NetworkConfig) -> bool:
-    return model.name == "vrnn"

@@ -101,6 +101,17 @@ def described(
     return [folder / SAMPLES, folder / DISTANCES]
 
 
+def evaluated(run: GenerativeConfig, result: Finished) -> Metrics:
+    """``tested`` of a finished run, whose teacher must be finished too."""
+    weights = None if run.teacher is None else run.teacher.weights
+    if run.teacher is not None and run.teacher.run is not None:
+        done = finished(run.teacher.run)
+        if done is None:
+            raise ValueError(f"its teacher is not trained: no {run.teacher.run.folder}")
+        weights = done.weights
+    return tested(run, result, GenerativeInputs(weights))
+
+
 def tested(run: GenerativeConfig, result: Finished, inputs: GenerativeInputs) -> Metrics:
     """Every distance of the best model's samples, those from data now from the test part."""
     model, teacher = models_of(run, result, inputs)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
@@ -82,16 +81,6 @@ class BeliefConfig(Strict):
 NetworkConfig = Annotated[
     LadderConfig | VrnnConfig | HelmholtzConfig | BeliefConfig, Field(discriminator="name")
 ]
-
-# whose weights are an objective's defaults for a model
-LEARNS_BY: Mapping[str, Literal["elbo", "wake_sleep"]] = MappingProxyType(
-    {
-        "ladder_vae": "elbo",
-        "vrnn": "elbo",
-        "helmholtz": "wake_sleep",
-        "belief_network": "wake_sleep",
-    }
-)
 
 
 def _halved(height: int) -> Sequence[int]:

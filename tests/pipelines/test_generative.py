@@ -17,7 +17,7 @@ from pipelines.generative.batches import Batches, judge_of
 from pipelines.generative.config import GenerativeConfig
 from pipelines.generative.figures import sample_figure
 from pipelines.generative.inputs import GenerativeInputs, step_of
-from pipelines.generative.jobs import DISTANCES, SAMPLES, checked, train
+from pipelines.generative.jobs import DISTANCES, SAMPLES, checked, evaluated, train
 from pipelines.generative.models import PREFIX, build_model, load_model
 from pipelines.generative.observations import observations
 from pipelines.generative.samples import HELD_OUT, TRAINED
@@ -342,3 +342,5 @@ def test_a_run_is_tracked_with_its_teacher_and_its_samples(workdir: Path) -> Non
     assert own.data.metrics["samples/floor/emd"] > 0
     logged = {file.path for file in tracker.client.list_artifacts(own.info.run_id)}
     assert logged == {SAMPLES, DISTANCES, BEST}
+    tested = evaluated(run, result)
+    assert {"test/floor/emd", "test/data/emd", "test/teacher_data/one_nn"} <= tested.keys()

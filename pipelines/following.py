@@ -19,9 +19,6 @@ from pipelines.tracking import TrackedRun, Tracker
 from pipelines.train import OnEpoch, RunInputs
 from pipelines.trial import changes_of
 
-# what MLflow calls a run that ended so
-_STATUS = {FINISHED: "FINISHED", STOPPED: "KILLED", FAILED: "FAILED"}
-
 
 @dataclass
 class _Followed:
@@ -88,11 +85,14 @@ class Follow(tune.Callback):
         self._show(self._standing)
 
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        whole = (trial.last_result or {}).get("epoch") == self._of(trial).run.epochs
-        self._end(trial, FINISHED if whole else STOPPED)
+        epoch, epochs = (trial.last_result or {}).get("epoch"), self._of(trial).run.epochs
+        # a trial of a population is done when its generation is, though its run may go on
+        done = epoch == trial.config.get("until", epochs)
+        status = "FINISHED" if epoch == epochs else "KILLED"
+        self._end(trial, FINISHED if done else STOPPED, status=status)
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        self._end(trial, FAILED)
+        self._end(trial, FAILED, status="FAILED")
 
     def end_all(self) -> None:
         """Close what a broken-off sweep leaves open; Tune itself leaves its actors at work."""
@@ -103,8 +103,8 @@ class Follow(tune.Callback):
             if identity not in ended:
                 followed.tracked.end("KILLED")
 
-    def _end(self, trial: Any, state: str) -> None:
-        self._of(trial).tracked.end(_STATUS[state])
+    def _end(self, trial: Any, state: str, *, status: str) -> None:
+        self._of(trial).tracked.end(status)
         self._ended.add(trial.trial_id)
         self._standing.end(trial.trial_id, state)
         self._show(self._standing)

@@ -10,19 +10,19 @@ import ray
 from ray import tune
 
 from pipelines import jobs
-from pipelines.config import RunConfig
 from pipelines.report import described
+from pipelines.runs import Run
 from pipelines.sharing import inputs_key
 from pipelines.space import SweepConfig
 from pipelines.standing import FAILED, FINISHED, STOPPED, Show, Standing
 from pipelines.tracking import TrackedRun, Tracker
-from pipelines.train import Inputs, OnEpoch
+from pipelines.train import OnEpoch, RunInputs
 from pipelines.trial import changes_of
 
 
 @dataclass
 class _Followed:
-    run: RunConfig
+    run: Run
     tracked: TrackedRun
     on_epoch: OnEpoch
 
@@ -33,7 +33,7 @@ class Follow(tune.Callback):
     def __init__(
         self,
         config: SweepConfig,
-        inputs: Mapping[str, Inputs],
+        inputs: Mapping[str, RunInputs],
         *,
         show: Show,
         tracker: Tracker,
@@ -61,7 +61,7 @@ class Follow(tune.Callback):
             self._standing.begin(trial.trial_id, described(changes), epochs=run.epochs)
         return self._followed[self._identities[trial.trial_id]]
 
-    def _follow(self, run: RunConfig) -> None:
+    def _follow(self, run: Run) -> None:
         if run.identity not in self._followed:
             inputs = self._inputs[inputs_key(run)]
             tracked = jobs.start_tracking(run, inputs, self._tracker, self._parent)

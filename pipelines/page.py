@@ -61,7 +61,7 @@ _TEXTS = {
     ),
     "curves": _Text(
         "Learning curves",
-        "Validation accuracy, validation loss and the parts of the training loss, by epoch.",
+        "What is measured on the validation split and the parts of the training loss, by epoch.",
         f"The best {_CURVES_SHOWN} configurations and the control: the mean over seeds, the band "
         "from the least to the greatest.",
     ),

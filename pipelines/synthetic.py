@@ -14,10 +14,9 @@ from kdcore.datafree.synthesis import Synthesizer
 from kdcore.rows import num_workers, sum_over_workers
 from kdcore.taps import Tapped
 from pipelines.config import RunConfig
-from pipelines.methods import SyntheticConfig
+from pipelines.methods import AGREEMENT, SyntheticConfig
 from pipelines.samples import epoch_grid, grid, png, put
 
-AGREEMENT = "synthetic/agreement"
 SAMPLES = 10  # grids of pictures in a run, unless it says otherwise
 HELD_OUT = 8  # of so many pictures one is kept to judge students by, where that is asked for
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Any, cast, final
+from typing import Any, final
 
 import torch
 import torch.nn.functional as F
@@ -107,8 +107,8 @@ class RoundedConv2d(nn.Conv2d):
 
     def forward(self, value: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k y x"]:
         weight = _rounded(self.weight, self.bits)
-        maps: Tensor = self._conv_forward(self.rounding(value), weight, self.bias)
-        return maps
+        made: Tensor = self._conv_forward(self.rounding(value), weight, self.bias)
+        return made
 
 
 @final
@@ -139,8 +139,8 @@ class IntegerConv2d(nn.Conv2d):
         return _in_steps(self)
 
     def forward(self, value: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k y x"]:
-        maps: Tensor = self._conv_forward(self.rounding(value), self.weight, self.bias)
-        return maps
+        made: Tensor = self._conv_forward(self.rounding(value), self.weight, self.bias)
+        return made
 
 
 @final
@@ -209,14 +209,16 @@ def _rounded(weight: Tensor, bits: int) -> Tensor:
     return steps_of(weight, scale) * _by_channel(scale, weight)
 
 
-def _keep_integers(made: nn.Module, layer: RoundedConv2d | RoundedLinear) -> None:
+def _keep_integers(
+    made: IntegerConv2d | IntegerLinear, layer: RoundedConv2d | RoundedLinear
+) -> None:
     del made.weight
     scale = weight_scale(layer.weight, layer.bits)
     steps = steps_of(layer.weight, scale).detach()
     made.register_buffer("integers", steps.to(torch.int8))
     made.register_buffer("scale", scale)
-    made.register_parameter("bias", cast("nn.Parameter | None", layer.bias))
-    made.add_module("rounding", layer.rounding)
+    made.bias = layer.bias
+    made.rounding = layer.rounding
 
 
 def _in_steps(layer: nn.Module) -> Tensor:

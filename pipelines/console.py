@@ -8,49 +8,122 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
+
+from pipelines.standing import FINISHED, Standing
 
 if TYPE_CHECKING:  # each of them takes seconds to import
     from pipelines.cache.inspection import CacheInfo
     from pipelines.plan import Plan
     from pipelines.report import Row
+    from pipelines.runs import Run
     from pipelines.sweep import Outcome
+    from pipelines.train import Finished
 
+_TRIALS_SHOWN = 20  # at once, so that the table fits a screen
 console = Console()
 errors = Console(stderr=True)
 
 
 class Bars:
-    """Progress for people: bars on a terminal, a line now and then elsewhere."""
+    """Progress for people: on a terminal bars and the trials at work, else a line now and then.
 
-    def __enter__(self) -> Bars:
-        self.progress = Progress(
+    Whatever is told is drawn at once, by who tells it: no thread of its own reads what changes.
+    """
+
+    def __init__(self, on: Console = console) -> None:
+        self._console = on
+        self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TextColumn("{task.fields[note]}"),
-            console=console,
-            disable=not console.is_terminal,
+            console=on,
         )
-        self.tasks: dict[str, Any] = {}
-        self.told: dict[str, int] = {}
-        self.progress.start()
+        self._tasks: dict[str, Any] = {}
+        self._told: dict[str, int] = {}
+        self._standing: Standing | None = None
+        self._live = Live(get_renderable=self._drawn, console=on, auto_refresh=False)
+
+    def __enter__(self) -> Bars:
+        if self._console.is_terminal:
+            self._live.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self.progress.stop()
+        self._live.stop()
 
     def __call__(self, stage: str, done: int, total: int, note: str) -> None:
-        if console.is_terminal:
-            if stage not in self.tasks:
-                self.tasks[stage] = self.progress.add_task(stage, total=total, note="")
-            self.progress.update(self.tasks[stage], completed=done, total=total, note=note)
-        elif done == total or 10 * done // total > self.told.get(stage, -1):
-            self.told[stage] = 10 * done // total
-            say(f"{stage}: {done}/{total} {note}")
+        if not self._console.is_terminal:
+            self._tell(stage, done, total, note)
+            return
+        if stage not in self._tasks:
+            self._tasks[stage] = self._progress.add_task(stage, total=total, note="")
+        self._progress.update(self._tasks[stage], completed=done, total=total, note=note)
+        self._live.refresh()
+
+    def show(self, standing: Standing) -> None:
+        """Draw how far a sweep is."""
+        if not self._console.is_terminal:
+            if standing.done:
+                self._tell("sweep", standing.done, standing.total, "trials, " + in_words(standing))
+            return
+        self._standing = standing
+        self._live.refresh()
+
+    def _drawn(self) -> Group:
+        return Group(self._progress, *(_standing_view(self._standing) if self._standing else []))
+
+    def _tell(self, stage: str, done: int, total: int, note: str) -> None:
+        """A line for every tenth of the whole."""
+        if done == total or 10 * done // total > self._told.get(stage, -1):
+            self._told[stage] = 10 * done // total
+            words = f"{stage}: {done}/{total} {note}"
+            self._console.print(words, soft_wrap=True, markup=False, highlight=False)
+
+
+def _standing_view(standing: Standing) -> list[Text | Table]:
+    """How far the sweep is, and under it the trials at work while there are any."""
+    words = Text(f"{standing.done} of {standing.total} trials, {in_words(standing)}")
+    return [words, running_table(standing)] if standing.running else [words]
+
+
+def running_table(standing: Standing) -> Table:
+    """The trials at work, those that began first."""
+    table = Table()
+    for column in ("trial at work", "epoch", standing.metric, "seconds"):
+        table.add_column(column, justify="left" if column == "trial at work" else "right")
+    running = list(standing.running.values())
+    for held in running[:_TRIALS_SHOWN]:
+        value = "" if held.value is None else f"{held.value:.4f}"
+        table.add_row(Text(held.label), f"{held.epoch}/{held.epochs}", value, f"{held.seconds:.0f}")
+    if len(running) > _TRIALS_SHOWN:
+        table.add_row(f"and {len(running) - _TRIALS_SHOWN} more")
+    return table
+
+
+def in_words(standing: Standing) -> str:
+    """What runs and what came of the others, the best so far, and how long the rest may take."""
+    words = [f"{len(standing.running)} running"]
+    words += [f"{count} {state}" for state, count in standing.ended.items() if state != FINISHED]
+    if standing.best is not None:
+        value, label = standing.best
+        words.append(f"best {standing.metric} {value:.4f} ({label})")
+    if standing.seconds_left is not None and standing.done < standing.total:
+        words.append(f"about {_duration(standing.seconds_left)} left")
+    return ", ".join(words)
+
+
+def _duration(seconds: float) -> str:
+    """In the unit that a person would use."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
 
 
 def say(words: str, style: str | None = None) -> None:
@@ -89,6 +162,17 @@ def print_plan(plan: Plan) -> None:
     )
 
 
+def print_trained(run: Run, result: Finished) -> None:
+    """What one run came to."""
+    metric, value = run.selects[0], result.best[run.selects[0]]
+    shown = f"val top-1 {value:.2%}" if metric == "val/top1" else f"{metric} {value:.4f}"
+    say(f"best epoch {result.best['epoch']:.0f}: {shown}")
+    for name, held in result.best.items():
+        if name.startswith("samples/"):
+            say(f"  {name.removeprefix('samples/')} {held:.4g}")
+    say(f"student: {result.weights}")
+
+
 def print_outcome(name: str, metric: str, outcome: Outcome) -> None:
     """A sweep's ranked table, what failed, and where the rest of it is."""
     from pipelines.page import REPORT
@@ -98,12 +182,20 @@ def print_outcome(name: str, metric: str, outcome: Outcome) -> None:
         say(f"stopped early, not ranked: {len(outcome.stopped)} trials")
     for trial in outcome.failed:
         say(f"failed: {dict(trial.changes)}: {trial.error}", style="red")
-    tested = [f"{held.title} {held.metrics['test/top1']:.4f}" for held in outcome.teachers]
-    shown = ", ".join([f"student {outcome.test['test/top1']:.4f}", *tested])
-    say(f"test top-1, seen once: {shown}")
+    _print_test(outcome)
     say(f"best student: {outcome.student.weights}")
     say(f"report: {outcome.folder / REPORT}")
     say(f"compare the runs: {_this_command()} ui")
+
+
+def _print_test(outcome: Outcome) -> None:
+    if "test/top1" not in outcome.test:
+        shown = [f"{name.removeprefix('test/')} {held:.4g}" for name, held in outcome.test.items()]
+        say(f"test data, seen once: {', '.join(shown)}")
+        return
+    tested = [f"{held.title} {held.metrics['test/top1']:.4f}" for held in outcome.teachers]
+    shown = [f"student {outcome.test['test/top1']:.4f}", *tested]
+    say(f"test top-1, seen once: {', '.join(shown)}")
 
 
 def _print_table(name: str, metric: str, outcome: Outcome) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from sklearn.manifold import TSNE
 
 from pipelines.diagnostics import Matched
@@ -21,24 +22,29 @@ CLASSES = (
     *("#DDCC77", "#CC6677", "#882255", "#AA4499", CONTROL),
 )
 EMBEDDING = "embedding.png"  # the file of a joint embedding
+_LONGEST = 60  # characters of a label, so that three fit beside each other
 DASHES = ("-", "--", ":", "-.")
+# beyond this ratio of the greatest to the least a number is drawn on a logarithmic axis
+DECADES = 20.0
 
 History = Sequence[Mapping[str, float]]  # of one run, an epoch each
 
 
 def learning_curves(histories: Mapping[str, Sequence[History]], *, control: str = "") -> Figure:
-    """Validation accuracy and the parts of the training loss, epoch by epoch.
+    """What is measured on the validation split and the parts of the training loss, by epoch.
 
     A line per configuration is the mean over its seeds, the band from the least to the greatest.
     """
     measured = {name for runs in histories.values() for run in runs for name in run[0]}
     parts = sorted(name for name in measured - {"train/top1"} if name.startswith("train/"))
-    names = ["val/top1", "val/nll", *parts]
+    known = [name for name in ("val/top1", "val/nll") if name in measured]
+    judged = known or sorted(name for name in measured if name.startswith("val/"))
+    names = [*judged, *parts]
     figure, axes = panels(len(names))
     for name, axis in zip(names, axes, strict=True):
         _bands(axis, histories, name, control)
         axis.set(title=name, xlabel="epoch")
-    axes[0].legend(fontsize="x-small")
+    legend_below(figure, axes[0])
     return figure
 
 
@@ -75,7 +81,7 @@ def risk_bounds(histories: Mapping[str, Sequence[History]], *, control: str = ""
         _bands(axis, histories, name, control)
         axis.set(title=title, xlabel="epoch")
     axes[0].set_yscale("log")
-    axes[0].legend(fontsize="x-small")
+    legend_below(figure, axes[0])
     return figure
 
 
@@ -105,11 +111,20 @@ def _band(
 ) -> None:
     values = np.array([[epoch[name] for epoch in run] for run in runs])
     epochs = [epoch["epoch"] for epoch in runs[0]]
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.plot(epochs, values.mean(axis=0), color=colour, linestyle=dash, label=label)
     if len(runs) > 1:
         axis.fill_between(
             epochs, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.15, linewidth=0
         )
+
+
+def legend_below(figure: Figure, axis: Axes) -> None:
+    """What the lines of an axis are, under all panels, where it covers none of them."""
+    lines, labels = axis.get_legend_handles_labels()
+    short = [words if len(words) <= _LONGEST else f"{words[:_LONGEST]}…" for words in labels]
+    columns = len(figure.axes[:3])
+    figure.legend(lines, short, loc="outside lower left", ncols=columns, fontsize="x-small")
 
 
 def panels(count: int, *, size: float = 3.2) -> tuple[Figure, list[Axes]]:

@@ -11,8 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, FormatStrFormatter, MaxNLocator, NullFormatter
 
-from pipelines.figures import COLOURS, CONTROL, panels
+from pipelines.figures import COLOURS, CONTROL, DECADES, legend_below, panels
 from pipelines.ranking import Ranked, RankedTeacher
 
 # what a cost is called on its axis, and how many of its units are one of the axis's
@@ -65,9 +66,21 @@ def over_costs(rows: Sequence[Ranked], teachers: Sequence[RankedTeacher], *, met
         places = [getattr(teacher.cost, name) / unit for teacher in known]
         heights = [teacher.metrics[metric] for teacher in known]
         axis.plot(places, heights, "*", color=COLOURS[1], markersize=11, label="teacher")
-        axis.set(xlabel=words, ylabel=metric, xscale="log")
-    axes[0].legend(fontsize="x-small")
+        axis.set(xlabel=words, ylabel=metric)
+        _scale(axis, [getattr(one.cost, name) / unit for one in (*rows, *known)])
+    legend_below(figure, axes[0])
     return figure
+
+
+def _scale(axis: Axes, places: Sequence[float]) -> None:
+    """Logarithmic where the costs are that far apart; thousands and millions by their letters."""
+    if max(places) > DECADES * min(places):
+        axis.set_xscale("log")
+        axis.xaxis.set_minor_formatter(NullFormatter())
+    else:
+        axis.xaxis.set_major_locator(MaxNLocator(4))
+    large = max(places) >= 1000
+    axis.xaxis.set_major_formatter(EngFormatter(sep="") if large else FormatStrFormatter("%.3g"))
 
 
 def _paths(rows: Sequence[Ranked]) -> list[str]:

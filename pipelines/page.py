@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +18,12 @@ from pipelines.loading import as_yaml
 from pipelines.overviews import over_costs, parallel_coordinates
 from pipelines.ranking import Ranked, Ranking, compared, histories, read_ranking
 from pipelines.responses import Response, response_curves, response_maps
+from pipelines.samples import last_grids
 
-REPORT = "report.html"
+REPORT, SAMPLES = "report.html", "samples.png"
 
 _CURVES_SHOWN = len(COLOURS)  # configurations beside the control: as many as there are colours
-_FIGURE_WIDTH = 1100  # pixels, on a screen
+_FIGURE_WIDTH, _TINY = 1100, 400  # pixels, on a screen
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ _TEXTS = {
     ),
     "curves": _Text(
         "Learning curves",
-        "Validation accuracy, validation loss and the parts of the training loss, by epoch.",
+        "What is measured on the validation split and the parts of the training loss, by epoch.",
         f"The best {_CURVES_SHOWN} configurations and the control: the mean over seeds, the band "
         "from the least to the greatest.",
     ),
@@ -73,26 +75,39 @@ _TEXTS = {
         "Embeddings of both networks for the same pictures, by t-SNE.",
         "Circles are the student's embeddings, triangles the teacher's; colours are classes.",
     ),
+    "samples": _Text(
+        "What the best student learned from",
+        "A grid of pictures that were invented from the teacher's weights.",
+        "Pictures that its run invented last: it saw no others.",
+    ),
 }
 
 
 def write_report(folder: Path) -> list[Path]:
     """Write a finished sweep's page and figures beside its ``ranking.json``; the page comes first.
 
-    Nothing is read but that file, the results of the runs that it names and the picture of the
-    embeddings, if the sweep drew one.
+    Nothing is read but that file, the results of the runs that it names and the pictures of the
+    embeddings and of invented samples, if there are any.
     """
     ranking = read_ranking(folder)
-    paths = []
+    paths: list[Path] = []
     for name, figure in _figures(ranking, folder).items():
         paths.append(folder / f"{name}.png")
         # without the library's version, which would be another file for the same numbers
         figure.savefig(paths[-1], metadata={"Software": None})
     if (folder / EMBEDDING).is_file():
         paths.append(folder / EMBEDDING)
+    paths += _sampled(ranking, folder)
     page = folder / REPORT
     page.write_text(_rendered(ranking, paths))
     return [page, *paths]
+
+
+def _sampled(ranking: Ranking, folder: Path) -> list[Path]:
+    """The last pictures that the best student's run invented, if it did, copied beside the page."""
+    # the run lies where the sweep's folder does, from wherever the two are read
+    run = folder.parents[1] / Path(ranking.best.weights).parent.name
+    return [Path(shutil.copyfile(file, folder / SAMPLES)) for file in last_grids(run)]
 
 
 def _figures(ranking: Ranking, folder: Path) -> dict[str, Figure]:
@@ -145,21 +160,25 @@ def _rendered(ranking: Ranking, paths: list[Path]) -> str:
         rows=list(zip(ranking.rows, compared(ranking.rows), strict=True)),
         has_control=any(row.control for row in ranking.rows),
         drawings=[_drawing(path) for path in paths],
-        figure_width=_FIGURE_WIDTH,
         configuration=as_yaml(ranking.made.sweep),
     )
 
 
-def _drawing(path: Path) -> dict[str, str]:
-    text = _TEXTS[path.stem]
-    png = base64.b64encode(path.read_bytes()).decode()
+def _drawing(path: Path) -> dict[str, Any]:
+    text, png = _TEXTS[path.stem], path.read_bytes()
     return {
         "name": path.stem,
         "title": text.title,
         "alt": text.alt,
         "caption": text.caption,
-        "png": png,
+        "width": _shown_width(int.from_bytes(png[16:20])),  # where a PNG has its own
+        "png": base64.b64encode(png).decode(),
     }
+
+
+def _shown_width(pixels: int) -> int:
+    """A figure's own width or the screen's; tiny pictures are blown up to whole multiples."""
+    return min(pixels * max(1, _TINY // pixels), _FIGURE_WIDTH)
 
 
 def _number(value: float) -> str:

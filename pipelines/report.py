@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kdcore.checks import unknown_name
-from pipelines.config import RunConfig
+from pipelines.runs import Run
 from pipelines.space import VARIANT, changed
 
 
@@ -21,7 +21,7 @@ class Trial:
     Of a run that did not reach its end, ``metrics`` are the last that it reported.
     """
 
-    run: RunConfig
+    run: Run
     changes: Mapping[str, Any]
     metrics: Mapping[str, float]
     is_whole: bool  # trained to its end: neither failed nor stopped by the scheduler
@@ -65,7 +65,7 @@ def ranked(trials: Iterable[Trial], *, metric: str, mode: str) -> list[Row]:
             continue
         if metric not in trial.metrics:
             raise ValueError(unknown_name("metric", metric, trial.metrics))
-        row = rows.setdefault(key, Row(_label(trial), _is_control(trial.run), _setting(trial)))
+        row = rows.setdefault(key, Row(_label(trial), trial.run.is_control, _setting(trial)))
         if trial.run.identity in {other.run.identity for other in row.trials}:
             continue  # the same run drawn again is no further seed
         row.trials.append(trial)
@@ -92,17 +92,10 @@ def best_trial(row: Row, *, mode: str) -> Trial:
     return row.trials[row.values.index(pick(row.values))]
 
 
-def _is_control(run: RunConfig) -> bool:
-    """The plain student by itself: no term listens, and nothing is added to the network."""
-    return not run.is_taught and run.student.is_plain
-
-
 def _label(trial: Trial) -> str:
-    if _is_control(trial.run):
+    if trial.run.is_control:
         return f"no distillation (control) {_setting(trial)}".strip()
-    variant = str(trial.changes.get(VARIANT, ""))
-    rest = _words({p: v for p, v in trial.changes.items() if p not in ("seed", VARIANT)})
-    return f"{variant} {rest}".strip() or "base"
+    return described({path: value for path, value in trial.changes.items() if path != "seed"})
 
 
 def _setting(trial: Trial) -> str:
@@ -111,12 +104,22 @@ def _setting(trial: Trial) -> str:
     return _words({p: v for p, v in beside.items() if not p.startswith("losses.")})
 
 
+def described(changes: Mapping[str, Any]) -> str:
+    """A trial's changes in words: the variant, then each value after the shortest clear name."""
+    variant = str(changes.get(VARIANT, ""))
+    return (
+        f"{variant} {_words({p: v for p, v in changes.items() if p != VARIANT})}".strip() or "base"
+    )
+
+
 def _words(changes: Mapping[str, Any]) -> str:
     words = [f"{_short(path, changes)}={_rounded(changes[path])}" for path in sorted(changes)]
     return " ".join(words)
 
 
 def _rounded(value: Any) -> str:
+    if isinstance(value, Mapping) and set(value) == {"steps"}:
+        return "→".join(f"{_rounded(v)}@{epoch}" for epoch, v in value["steps"].items())
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 

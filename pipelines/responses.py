@@ -12,10 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from pipelines.figures import COLOURS, CONTROL, panels
-
-# beyond this ratio of the greatest to the least a number is drawn on a logarithmic axis
-_DECADES = 20.0
+from pipelines.figures import COLOURS, CONTROL, DECADES, panels
 
 
 @dataclass(frozen=True)
@@ -94,7 +91,7 @@ def _curve(axis: Axes, responses: Sequence[Response], path: str) -> None:
     values = _values(responses, path)
     line = [statistics.fmean(r.mean for r in held if r.numbers[path] == value) for value in values]
     axis.plot(values, line, color=COLOURS[1])
-    if min(values) > 0 and max(values) / min(values) > _DECADES:
+    if min(values) > 0 and max(values) / min(values) > DECADES:
         axis.set_xscale("log")
 
 

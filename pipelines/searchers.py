@@ -59,6 +59,11 @@ class ProposeByOptuna(Searcher):
         self._best: dict[str, float] = {}  # of every trial that runs, as its epochs come
         self._pick = max if search.mode == "max" else min
 
+    @property
+    def total(self) -> int:
+        """How many trials it proposes."""
+        return self._config.search.num_samples * self._config.seeds
+
     def set_search_properties(
         self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any
     ) -> bool:

@@ -12,28 +12,35 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
+from kdcore.checks import unknown_name
 from kdcore.losses import LOSSES, Loss
-from pipelines.config import RunConfig, plain
+from pipelines.config import plain
 from pipelines.custom_losses import FLAG, is_custom, loss_line
+from pipelines.methods import AGREEMENT
 from pipelines.ranges import KINDS, Range
+from pipelines.runs import Run
 from pipelines.strict import Strict, validated
 
 VARIANT, SEED = "variant", "seed"
+_GREATER_IS_BETTER = ("val/top1", "val/elbo", AGREEMENT)
 _FIXED = ("name", "runs", "caches", "workers", FLAG)
 # what must fit pictures, networks and losses
-_OF_NETWORKS = ("student", "teacher", "data", "losses", "synthetic", "batch_size")
+_OF_NETWORKS = (
+    *("student", "teacher", "data", "losses", "synthetic", "batch_size"),
+    *("model", "mode", "distil", "scratch", "continual"),
+)
 
 
 class SearchConfig(Strict):
     """How a space is searched, and what for."""
 
-    metric: Literal["val/top1", "val/nll", "val/calibration_error"] = "val/top1"
+    metric: str = "val/top1"  # one of those that the base's kind of run measures
     mode: Literal["max", "min"] = "max"  # as the metric has it
     algorithm: Literal["grid", "random", "optuna"] = "grid"
     num_samples: PositiveInt = 1  # of random and optuna: configurations, each with all its seeds
     minutes: PositiveFloat | None = None  # of wall time, after which no trial is started or goes on
-    scheduler: Literal["none", "asha", "median"] = "none"  # stops configurations early
-    grace: PositiveInt = 1  # the first epoch at which it may
+    scheduler: Literal["none", "asha", "median", "pbt"] = "none"  # stops or replaces early
+    grace: PositiveInt = 1  # the first epoch at which it may; of pbt a generation's epochs
     max_concurrent: PositiveInt | None = None  # default: what the cores allow
     gpus: PositiveFloat | None = None  # of each trial, perhaps a fraction; default: 1 if any
     seed: NonNegativeInt = 0
@@ -43,7 +50,7 @@ class SearchConfig(Strict):
     def _mode_of_metric(cls, value: Any) -> Any:
         if not isinstance(value, dict):
             return value
-        better = "max" if value.get("metric", "val/top1") == "val/top1" else "min"
+        better = "max" if value.get("metric", "val/top1") in _GREATER_IS_BETTER else "min"
         if value.setdefault("mode", better) != better:
             raise ValueError(f"mode: {value['metric']} is better the other way: leave mode out")
         return value
@@ -58,7 +65,7 @@ class SweepConfig(Strict):
     """
 
     name: str = "sweep"
-    base: RunConfig
+    base: Run
     variants: dict[str, dict[str, Any]] = {}  # by name: dotted path: value or range
     space: dict[str, Range] = {}
     seeds: PositiveInt = 1
@@ -67,6 +74,10 @@ class SweepConfig(Strict):
     @model_validator(mode="after")
     def _searchable(self) -> SweepConfig:
         search = self.search
+        if search.metric not in self.base.metrics:
+            raise ValueError(
+                f"search.metric: {unknown_name('metric', search.metric, self.base.metrics)}"
+            )
         for place, paths in {"space": self.space, **self._of_variants}.items():
             fixed = [path for path in paths if path.split(".")[0] in _FIXED]
             if fixed:
@@ -85,6 +96,36 @@ class SweepConfig(Strict):
         if search.algorithm == "grid" and search.num_samples != 1:
             raise ValueError("search.num_samples: a grid runs each point once; give `seeds`")
         return self
+
+    @model_validator(mode="after")
+    def _fits_a_population(self) -> SweepConfig:
+        search = self.search
+        if search.scheduler != "pbt":
+            return self
+        if self.base.workers > 1 or self.variants:
+            raise ValueError("search.scheduler: pbt takes one worker per run, and no variants")
+        if search.algorithm != "random" or search.num_samples < 2:
+            raise ValueError(
+                "search.scheduler: pbt draws its members: set `algorithm: random` and `num_samples`"
+            )
+        if not self.space or search.grace >= self.base.epochs:
+            raise ValueError("search.grace: pbt changes `space` after so many epochs of a run")
+        for path, values in self.space.items():
+            self._check_schedulable(path, values)
+        return self
+
+    def _check_schedulable(self, path: str, values: Range) -> None:
+        if values.kind not in ("uniform", "loguniform") or values.given[0] <= 0:
+            raise ValueError(
+                f"space.{path}: pbt multiplies numbers: give `uniform` or `loguniform` above 0"
+            )
+        try:
+            self.run({path: {"steps": {0: values.given[0]}}})
+        except ValueError:
+            raise ValueError(
+                f"space.{path}: pbt changes weights and parameters of losses that take a schedule, "
+                "`losses.*.weight` among them; this is none"
+            ) from None
 
     @model_validator(mode="after")
     def _every_value_is_a_run(self) -> SweepConfig:
@@ -123,7 +164,7 @@ class SweepConfig(Strict):
         own = self._of_variants[f"variants.{variant}"] if variant else {}
         return self.space | {path: held for path, held in own.items() if isinstance(held, Range)}
 
-    def run(self, point: Mapping[str, Any]) -> RunConfig:
+    def run(self, point: Mapping[str, Any]) -> Run:
         """The run at a point of the space, which may leave dimensions at the base's values.
 
         A range of the point's own variant that the point leaves out is at its first value.
@@ -187,7 +228,7 @@ def _drawn(config: SweepConfig, number: int) -> dict[str, Any]:
     return sample
 
 
-def neighbours(config: SweepConfig) -> list[RunConfig]:
+def neighbours(config: SweepConfig) -> list[Run]:
     """Runs whose networks and losses stand for all trials': what fits them fits the sweep.
 
     Of a grid every point, seeds apart; else the base and every variant, with one listed value or
@@ -216,7 +257,7 @@ def distinct(config: SweepConfig, points: Iterable[Mapping[str, Any]]) -> list[d
     return list(seen.values())
 
 
-def changed(run: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
+def changed(run: Run, changes: Mapping[str, Any]) -> Run:
     """The run with the values at some dotted paths replaced, validated again.
 
     Losses are set before their parameters, whatever the order.
@@ -224,7 +265,7 @@ def changed(run: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
     content = plain(run)
     for path in sorted(changes, key=lambda path: not path.endswith(".loss")):
         content = override(content, path, changes[path])
-    return validated(RunConfig, content, where=run.name)
+    return validated(type(run), content, where=run.name)
 
 
 def override(content: Mapping[str, Any], path: str, value: Any) -> dict[str, Any]:

@@ -35,6 +35,7 @@ from pipelines.report import Row, Trial, best_trial, ranked
 from pipelines.sharing import inputs_key, shared
 from pipelines.sources import Pictures
 from pipelines.space import SweepConfig, neighbours
+from pipelines.standing import Show
 from pipelines.strict import validated
 from pipelines.tracking import COMMIT, TrackedRun, Tracker, commit
 from pipelines.train import RESULT, Finished, Inputs, finished
@@ -61,13 +62,15 @@ def sweep(
     config: SweepConfig,
     *,
     watch: jobs.Watch,
+    show: Show,
     tracker: Tracker,
     verbose: bool,
     command: str = "",
 ) -> Outcome:
     """Run every trial and judge the students; the test split is seen by the chosen one only.
 
-    ``command`` is what called it, for the report.
+    ``watch`` is told of what comes before the trials, ``show`` of these. ``command`` is what called
+    it, for the report.
     """
     for run in neighbours(config):
         checked(run)
@@ -79,7 +82,7 @@ def sweep(
         tags = {"kd.kind": "sweep", "kd.cache": " ".join(i.fingerprint for i in inputs.values())}
         with tracker.start(folder.name, params=plain(config), tags=tags) as parent:
             trials = run_trials(
-                config, inputs, proposals=folder, watch=watch, tracker=tracker, parent=parent
+                config, inputs, proposals=folder, show=show, tracker=tracker, parent=parent
             )
             outcome = _judged(config, trials, inputs)
             held = inputs[inputs_key(outcome.best.run)]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import ray
@@ -10,6 +12,7 @@ import torch
 from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
+from pipelines.config import RunConfig
 from pipelines.loop import Metrics
 from pipelines.sharing import inputs_key
 from pipelines.space import SweepConfig
@@ -24,7 +27,8 @@ def run_trial(
     run = sweep.run(changes_of(config))
     reference = references[inputs_key(run)]
     if run.workers == 1:
-        train_here(run, ray.get(reference), tune.report)
+        with suppress(_GenerationEnded):
+            train_here(run, ray.get(reference), partial(_report, run, config.get("until")))
     else:
         train_with_callback(run, reference, _Epochs(), tune.report)
 
@@ -35,6 +39,16 @@ class _Epochs(TuneReportCallback):
     def after_report(self, run_context: Any, metrics: list[Metrics], checkpoint: Any) -> None:
         if metrics[0]:
             super().after_report(run_context, metrics, checkpoint)
+
+
+class _GenerationEnded(BaseException):  # no error: nothing between here and the loop handles it
+    """A trial has come as far as it shall; its checkpoint is kept, and another goes on from it."""
+
+
+def _report(run: RunConfig, until: int | None, metrics: Metrics) -> None:
+    tune.report(metrics)
+    if metrics["epoch"] == until and until != run.epochs:
+        raise _GenerationEnded
 
 
 def changes_of(config: Mapping[str, Any]) -> dict[str, Any]:

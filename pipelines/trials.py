@@ -1,4 +1,4 @@
-"""The trials of a sweep on Ray Tune: the space as Tune takes it, one trial, and who follows it."""
+"""The trials of a sweep on Ray Tune: the space as Tune takes it, who searches and who stops."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +14,16 @@ from ray import tune
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import BasicVariantGenerator, SearchAlgorithm, Searcher
 
-from pipelines import jobs
 from pipelines.cluster import gpus_there, num_cores, worker_resources, workers_at_once
-from pipelines.config import RunConfig
+from pipelines.following import Follow, own_metrics
+from pipelines.populations import ProposeGenerations
 from pipelines.pruning import PruneConfigurations
 from pipelines.report import Trial
 from pipelines.searchers import ProposeByOptuna, proposals_in
-from pipelines.sharing import inputs_key
 from pipelines.space import SEED, SweepConfig, points
+from pipelines.standing import Show, Standing
 from pipelines.tracking import TrackedRun, Tracker
-from pipelines.train import Inputs, OnEpoch, finished
+from pipelines.train import RunInputs, finished
 from pipelines.trial import changes_of, run_trial
 
 PROPOSALS = "proposals.jsonl"  # of a search that learns, in the sweep's folder
@@ -32,10 +31,10 @@ PROPOSALS = "proposals.jsonl"  # of a search that learns, in the sweep's folder
 
 def run_trials(
     config: SweepConfig,
-    inputs: Mapping[str, Inputs],
+    inputs: Mapping[str, RunInputs],
     *,
     proposals: Path,
-    watch: jobs.Watch,
+    show: Show,
     tracker: Tracker,
     parent: TrackedRun,
 ) -> list[Trial]:
@@ -53,23 +52,26 @@ def run_trials(
     trainable = tune.with_parameters(
         run_trial, sweep=placed, references=references, threads=max(1, num_cores() // concurrent)
     )
-    listed = None if config.search.algorithm == "optuna" else points(config)
-    total = config.search.num_samples * config.seeds if listed is None else len(listed)
-    follow = Follow(config, inputs, watch=watch, tracker=tracker, parent=parent, total=total)
+    searcher = _searcher(config, concurrent, folder=proposals)
+    proposes = isinstance(searcher, ProposeByOptuna | ProposeGenerations)
+    listed = [] if proposes else points(config)
+    total = searcher.total if proposes else len(listed)
+    standing = Standing(total, concurrent, metric=config.search.metric, mode=config.search.mode)
+    follow = Follow(config, inputs, show=show, tracker=tracker, parent=parent, standing=standing)
     # what Tune keeps is thrown away: the runs' own folders are the ones that last
     base.runs.mkdir(parents=True, exist_ok=True)
     folder = tempfile.mkdtemp(prefix=".tune-", dir=base.runs)
     try:
         results = tune.Tuner(
             tune.with_resources(trainable, _trial_resources(config)),
-            param_space={} if listed is None else {"point": tune.grid_search(listed)},
+            param_space={} if proposes else {"point": tune.grid_search(listed)},
             tune_config=tune.TuneConfig(
                 metric=config.search.metric,
                 mode=config.search.mode,
-                num_samples=total if listed is None else 1,
+                num_samples=total if proposes else 1,
                 max_concurrent_trials=concurrent,
                 time_budget_s=config.search.minutes and 60 * config.search.minutes,
-                search_alg=_searcher(config, concurrent, folder=proposals),
+                search_alg=searcher,
                 scheduler=_scheduler(config),
                 reuse_actors=True,
             ),
@@ -84,12 +86,17 @@ def run_trials(
     finally:
         follow.end_all()
         shutil.rmtree(folder, ignore_errors=True)
-    if len(results) < total and config.search.minutes is None:
+    trials = [_as_trial(config, result) for result in results]
+    lacking = len(results) < total and not all(trial.error for trial in trials)
+    if lacking and config.search.minutes is None:
         raise RuntimeError(f"only {len(results)} of {total} trials were run; call the sweep again")
-    return [_as_trial(config, result) for result in results]
+    # a member of several generations is one run
+    return list({trial.run.identity: trial for trial in trials}.values())
 
 
 def _searcher(config: SweepConfig, concurrent: int, *, folder: Path) -> Searcher | SearchAlgorithm:
+    if config.search.scheduler == "pbt":
+        return ProposeGenerations(config)
     if config.search.algorithm != "optuna":
         # Tune applies its own limit to every searcher but this one
         return BasicVariantGenerator(max_concurrent=concurrent)
@@ -104,7 +111,7 @@ def _searcher(config: SweepConfig, concurrent: int, *, folder: Path) -> Searcher
 
 def _scheduler(config: SweepConfig) -> TrialScheduler:
     search = config.search
-    if search.scheduler == "none":
+    if search.scheduler in ("none", "pbt"):  # generations end by themselves
         return FIFOScheduler()
     return PruneConfigurations(
         search.scheduler,
@@ -155,89 +162,4 @@ def _as_trial(config: SweepConfig, result: tune.Result) -> Trial:
     done = finished(run)
     if done is not None:
         return Trial(run, changes, done.best, is_whole=True)
-    return Trial(run, changes, _own_metrics(result.metrics or {}), is_whole=False)
-
-
-@dataclass
-class _Followed:
-    run: RunConfig
-    tracked: TrackedRun
-    on_epoch: OnEpoch
-
-
-class Follow(tune.Callback):
-    """Writes what trials report to MLflow, from the driver, and tells how far the sweep is."""
-
-    def __init__(
-        self,
-        config: SweepConfig,
-        inputs: Mapping[str, Inputs],
-        *,
-        watch: jobs.Watch,
-        tracker: Tracker,
-        parent: TrackedRun,
-        total: int,
-    ) -> None:
-        self._config, self._inputs, self._watch = config, inputs, watch
-        self._tracker, self._parent, self._total = tracker, parent, total
-        self._followed: dict[str, _Followed] = {}  # by identity: a search may propose a run twice
-        self._identities: dict[str, str] = {}  # by trial
-        self._ended: set[str] = set()
-        self._actors: list[ray.actor.ActorHandle] = []
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # Tune stores its callbacks with the experiment; this one belongs to the driver's process
-        return (tune.Callback, ())
-
-    def _of(self, trial: Any) -> _Followed:
-        if trial.trial_id not in self._identities:
-            run = self._config.run(changes_of(trial.config))
-            self._identities[trial.trial_id] = run.identity
-            self._follow(run)
-        return self._followed[self._identities[trial.trial_id]]
-
-    def _follow(self, run: RunConfig) -> None:
-        if run.identity not in self._followed:
-            inputs = self._inputs[inputs_key(run)]
-            tracked = jobs.start_tracking(run, inputs, self._tracker, self._parent)
-            on_epoch = jobs.follower(run, tracked, lambda *progress: None)
-            self._followed[run.identity] = _Followed(run, tracked, on_epoch)
-
-    def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        self._actors.append(trial.temporary_state.ray_actor)
-        self._of(trial)
-
-    def on_trial_result(
-        self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any
-    ) -> None:
-        self._of(trial).on_epoch(_own_metrics(result))
-
-    def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        whole = (trial.last_result or {}).get("epoch") == self._of(trial).run.epochs
-        self._end(trial, "FINISHED" if whole else "KILLED")
-
-    def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        self._end(trial, "FAILED")
-
-    def end_all(self) -> None:
-        """Close what a broken-off sweep leaves open; Tune itself leaves its actors at work."""
-        for actor in self._actors:
-            ray.kill(actor)
-        ended = {self._identities[trial_id] for trial_id in self._ended}
-        for identity, followed in self._followed.items():
-            if identity not in ended:
-                followed.tracked.end("KILLED")
-
-    def _end(self, trial: Any, status: str) -> None:
-        self._of(trial).tracked.end(status)
-        self._ended.add(trial.trial_id)
-        metric = self._config.search.metric
-        value = (trial.last_result or {}).get(metric)
-        shown = status.lower() if value is None else f"{metric} {value:.4f}"
-        self._watch("sweep", len(self._ended), self._total, shown)
-
-
-def _own_metrics(result: Mapping[str, Any]) -> dict[str, float]:
-    """What the loop reported, without what Tune adds."""
-    names = ("epoch", "lr", "seconds")
-    return {name: value for name, value in result.items() if "/" in name or name in names}
+    return Trial(run, changes, own_metrics(result.metrics or {}), is_whole=False)

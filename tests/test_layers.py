@@ -12,9 +12,10 @@ import pytest
 ROOT = Path(__file__).parents[1]
 CHECKED = (
     *("augment", "config", "formats", "methods", "networks", "optimizer"),
-    *("ranges", "space", "strict", "terms", "transfer"),
+    *("ranges", "runs", "space", "strict", "terms", "transfer"),
+    *(f"generative.{name}" for name in ("config", "modes", "networks", "tables")),
 )
-TRAINING = ("train", "trial", "trials")
+TRAINING = ("following", "populations", "train", "trial", "trials")
 PARQUET = ("columns", "forward", "inspection", "parts", "read", "storage")
 # who may know a library; numpy and torch are everyone's
 OWNERS = {
@@ -22,10 +23,11 @@ OWNERS = {
     "filelock": {"cache.read", "cache.storage", "train"},
     "jaxtyping": {"diagnostics"},
     "jinja2": {"page"},
-    "matplotlib": {"figures", "overviews", "page", "responses"},
+    "matplotlib": {"figures", "generative.figures", "overviews", "page", "responses"},
     "mlflow": {"registry", "tracking"},
     "onnxruntime": {"exports"},
     "optuna": {"searchers"},
+    "psutil": {"usage"},
     "pyarrow": {*(f"cache.{name}" for name in PARQUET), "archives", "parquet", "synthesize"},
     "pydantic": {*CHECKED},
     "ray": {"cache.write", "cluster", "pruning", "searchers", "submit", "synthesize", *TRAINING},

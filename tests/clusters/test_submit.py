@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from pipelines.submit import PACKAGES
 from pipelines.tracking import Tracker
 from pipelines.train import RESULT
 from tests.clusters.conftest import Cluster
+from tests.timeless import timeless
 
 pytestmark = pytest.mark.timeout(600)
 # no cache: what is compared then needs no Ray on this side
@@ -45,10 +45,6 @@ def remote(workdir: Path) -> Path:
 def result_of(folder: Path, name: str) -> dict[str, Any]:
     (file,) = folder.glob(f"runs/{name}-*/{RESULT}")
     return dict(json.loads(file.read_text()))
-
-
-def timeless(metrics: Mapping[str, float]) -> dict[str, float]:
-    return {name: value for name, value in metrics.items() if name != "seconds"}
 
 
 def tracked(folder: Path) -> dict[str, Run]:

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import socket
 import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,6 +17,7 @@ from typer.testing import CliRunner, Result
 
 from kdcore.models import convnet
 from pipelines.cli import app
+from tests.pipelines.servers import free_port, serving
 
 COMMANDS = [
     *("check", "cache", "train", "sweep", "report", "synthesize"),
@@ -250,24 +246,7 @@ def test_the_losses_are_listed_with_what_they_compare(kd: Kd) -> None:
 
 @pytest.mark.slow
 def test_the_ui_answers_on_this_machine(workdir: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "pipelines", "ui", "--port", str(port)]
-    with subprocess.Popen(command, cwd=workdir, start_new_session=True) as server:
-        try:
-            deadline = time.monotonic() + 120
-            while not (answer := health(port)):
-                assert time.monotonic() < deadline, "the UI did not answer in two minutes"
-                time.sleep(0.5)
-            assert answer == "OK"
-        finally:
-            os.killpg(server.pid, signal.SIGTERM)
-
-
-def health(port: int) -> str:
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as answer:
-            return str(answer.read().decode())
-    except OSError:
-        return ""
+    with serving(command, f"http://127.0.0.1:{port}/health", cwd=workdir):
+        pass

@@ -26,6 +26,7 @@ from pipelines.space import SweepConfig, changed, override
 from pipelines.strict import validated
 from pipelines.train import RESULT, Inputs, Teacher, train_here
 from tests.pipelines.test_train import no_word
+from tests.timeless import timeless
 
 LOSS = "brought.losses:distance"
 MODULE = '''
@@ -171,7 +172,7 @@ def history_of(run: RunConfig) -> list[Metrics]:
     live = build_teacher(run.teachers["toy_teacher"], pictures, [EMBEDDING])
     inputs = Inputs(pictures, {"toy_teacher": Teacher(Path(), live=live)})
     history = train_here(run, inputs, no_word).history
-    return [{name: value for name, value in one.items() if name != "seconds"} for one in history]
+    return [timeless(metrics) for metrics in history]
 
 
 def test_a_student_learns_from_it_what_it_learns_from_the_same_of_ours(

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import socket
-import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +21,7 @@ from pipelines.models import Served
 from pipelines.registry import register_champion, registered_name, registered_version
 from pipelines.sources import Pictures, read_pictures
 from pipelines.tracking import TrackedRun, Tracker
+from tests.pipelines.servers import free_port, serving
 
 CARD = "# Best student\n\nof a test"
 
@@ -100,9 +97,7 @@ def test_a_served_champion_answers_with_the_class_of_a_real_picture(
     champion: TrackedRun, digits: Pictures
 ) -> None:
     rows = a_digit_of_each(digits)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     with served("models:/toys@champion", champion.client.tracking_uri, port):
         body = json.dumps({"inputs": digits.image[rows].tolist()}).encode()
         request = urllib.request.Request(
@@ -123,21 +118,5 @@ def served(model: str, store: str, port: int) -> Iterator[None]:
     # the server starts uvicorn by its name
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "MLFLOW_TRACKING_URI": store, "PATH": path}
-    with subprocess.Popen(command, env=environment, start_new_session=True) as server:
-        try:
-            deadline = time.monotonic() + 180
-            while not answers(port):
-                assert server.poll() is None, "the server ended"
-                assert time.monotonic() < deadline, "the server did not answer in three minutes"
-                time.sleep(0.5)
-            yield
-        finally:
-            os.killpg(server.pid, signal.SIGTERM)
-
-
-def answers(port: int) -> bool:
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/ping", timeout=5) as answer:
-            return bool(answer.status == 200)
-    except OSError:
-        return False
+    with serving(command, f"http://127.0.0.1:{port}/ping", environment=environment):
+        yield

@@ -12,14 +12,15 @@ from mlflow.entities import Run
 from pipelines import sweep as sweeps
 from pipelines.build import checked
 from pipelines.config import RunConfig
+from pipelines.following import Follow
 from pipelines.loading import load
 from pipelines.report import Trial, best_trial, ranked
 from pipelines.sharing import inputs_key
 from pipelines.space import SweepConfig, changed, points
+from pipelines.standing import Standing
 from pipelines.sweep import Outcome, best_run, shared_inputs, sweep
 from pipelines.tracking import Tracker
 from pipelines.train import Inputs
-from pipelines.trials import Follow
 
 GRID = {
     "losses.distill.loss": {"grid": ["kd", "mse", "w2"]},
@@ -29,6 +30,10 @@ GRID = {
 
 
 def watch(stage: str, done: int, total: int, note: str) -> None:
+    pass
+
+
+def show(standing: Standing) -> None:
     pass
 
 
@@ -47,7 +52,7 @@ def untaught(config: SweepConfig, **changes: object) -> SweepConfig:
 
 
 def run_sweep(config: SweepConfig) -> Outcome:
-    return sweep(config, watch=watch, tracker=Tracker(), verbose=False)
+    return sweep(config, watch=watch, show=show, tracker=Tracker(), verbose=False)
 
 
 def children(tracker: Tracker) -> tuple[Run, list[Run]]:
@@ -274,12 +279,12 @@ def test_a_sweep_that_is_broken_off_goes_on_where_it_was(workdir: Path, toy_run:
     search = {"max_concurrent": 2}
     config = untaught(swept(workdir, toy_run, space={"seed": {"grid": [0, 1, 2]}}, search=search))
 
-    def break_off(stage: str, done: int, total: int, note: str) -> None:
-        if stage == "sweep":
+    def break_off(standing: Standing) -> None:
+        if standing.done:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        sweep(config, watch=break_off, tracker=Tracker(), verbose=False)
+        sweep(config, watch=watch, show=break_off, tracker=Tracker(), verbose=False)
     parent, trials = children(Tracker())
     assert parent.info.status == "KILLED"
     assert len(trials) <= 2, "more trials were at work than `max_concurrent` allows"
@@ -318,7 +323,8 @@ def test_a_run_that_a_search_proposes_twice_is_tracked_once(workdir: Path, toy_r
     tracker = Tracker()
     parent = tracker.start("sweep", params={}, tags={"kd.kind": "sweep"})
     inputs = {inputs_key(config.base): Inputs(checked(config.base))}
-    follow = Follow(config, inputs, watch=watch, tracker=tracker, parent=parent, total=2)
+    standing = Standing(2, at_once=2, metric="val/top1", mode="max")
+    follow = Follow(config, inputs, show=show, tracker=tracker, parent=parent, standing=standing)
     actor = SimpleNamespace(ray_actor=None)
     twins = [
         SimpleNamespace(trial_id=name, config={"point": {}}, last_result={}, temporary_state=actor)

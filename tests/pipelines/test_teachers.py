@@ -36,6 +36,7 @@ from pipelines.tracking import Tracker
 from pipelines.train import Finished, Inputs, Teacher, train_here
 from pipelines.training import with_teachers
 from pipelines.views import normalised
+from tests.timeless import timeless
 
 CPU = torch.device("cpu")
 BASE: dict[str, Any] = {
@@ -112,11 +113,11 @@ def made_ready(run: RunConfig) -> Inputs:
     return Inputs(pictures, teachers)
 
 
-def trained(run: RunConfig, place: str) -> tuple[list[Metrics], dict[str, Tensor]]:
+def trained(run: RunConfig, place: str) -> tuple[list[dict[str, float]], dict[str, Tensor]]:
     """What the run reports, and the student that it makes."""
     here = changed(run, {"runs": place})
     result = train_here(here, made_ready(run), no_word)
-    history = [{**metrics, "seconds": 0.0} for metrics in result.history]
+    history = [timeless(metrics) for metrics in result.history]
     return history, load_file(result.folder / LAST)
 
 

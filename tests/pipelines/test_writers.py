@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.tracking import Tracker
+from tests.pipelines.servers import free_port, serving
 
 WRITERS, EPOCHS, METRICS = 8, 4, 50
 # Forks before anything is opened: the imports, which take seconds, are paid for once.
@@ -33,18 +34,19 @@ for writer in range(writers):
 sys.exit(sum(os.waitpid(child, 0)[1] != 0 for child in children))
 """
 POSTGRES = (
-    "KD_POSTGRES names no empty database: `apt-get install postgresql`, `pip install "
-    "psycopg2-binary`, `createdb kdsweep`, export KD_POSTGRES=postgresql://USER@HOST/kdsweep"
+    "KD_POSTGRES names no empty database: `apt-get install postgresql`, then, as root, "
+    "`.ci/with_postgresql make test`, which starts a server and names one"
 )
 
 
-def check_writers(uri: str) -> None:
+def check_writers(uri: str, *, store: str) -> None:
+    """Write by ``uri``, then read the store behind it."""
     Tracker(uri)  # makes the tables and the experiment before anyone races for them
     command = [sys.executable, "-W", "ignore", "-c", WRITE, uri]
     command += [str(number) for number in (WRITERS, EPOCHS, METRICS)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
-    tracker = Tracker(uri)
+    tracker = Tracker(store)
     runs = {run.info.run_name: run for run in tracker.client.search_runs([tracker.experiment_id])}
     assert sorted(runs) == [f"writer-{writer}" for writer in range(WRITERS)]
     for writer in range(WRITERS):
@@ -59,9 +61,15 @@ def check_writers(uri: str) -> None:
 
 
 def test_eight_writers_share_a_file_of_sqlite(workdir: Path) -> None:
-    check_writers(f"sqlite:///{workdir}/mlruns.db")
+    file = f"sqlite:///{workdir}/mlruns.db"
+    check_writers(file, store=file)
 
 
 @pytest.mark.skipif("KD_POSTGRES" not in os.environ, reason=POSTGRES)
-def test_eight_writers_share_a_database_of_postgresql(workdir: Path) -> None:
-    check_writers(os.environ["KD_POSTGRES"])
+def test_eight_writers_share_a_tracking_server_on_postgresql(workdir: Path) -> None:
+    server = f"http://127.0.0.1:{free_port()}"
+    command = [sys.executable, "-m", "mlflow", "server", "--workers", "1"]
+    command += ["--backend-store-uri", os.environ["KD_POSTGRES"]]
+    command += ["--host", "127.0.0.1", "--port", server.rpartition(":")[2]]
+    with serving(command, f"{server}/health", cwd=workdir):
+        check_writers(server, store=os.environ["KD_POSTGRES"])

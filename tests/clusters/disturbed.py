@@ -1,0 +1,156 @@
+"""Trains on several raylets of one machine, in a process of its own, while somebody is killed.
+
+Usage: python -m tests.clusters.disturbed FOLDER VICTIM, where VICTIM is ``nobody``, ``worker``,
+``node``, ``spot`` (a node that was warned first) or ``head``, or of a sweep ``no_trial`` or
+``trial_node``. Prints what it is told of each epoch, and at the end what came of it. Wants
+RAY_AUTH_TOKEN: Ray's processes ask for one, and Ray keeps the first that it finds when it is
+imported.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from time import time_ns
+from typing import Any
+
+import psutil
+import ray
+from ray.cluster_utils import Cluster
+from ray.core.generated.autoscaler_pb2 import DrainNodeReason
+
+from pipelines.cluster import SPARE_CPUS, cluster
+from pipelines.config import RunConfig
+from pipelines.loop import Metrics
+from pipelines.sources import read_pictures
+from pipelines.space import SweepConfig
+from pipelines.strict import validated
+from pipelines.sweep import sweep
+from pipelines.tracking import Tracker
+from pipelines.train import Inputs, train_on_workers
+
+WORKERS, EPOCHS, AT_EPOCH = 2, 16, 3
+NODES = 2  # beside the head's, which runs none; each can hold all workers
+WARNED_S = 30  # before a spot instance is taken back
+RUN: dict[str, Any] = {
+    "student": {"name": "convnet", "params": {"width": 4}},
+    "data": {"name": "digits", "limit": 400, "validation": 0.2},
+    "epochs": EPOCHS,
+    "batch_size": 32,
+    "optimizer": {"lr": 0.05},
+    "losses": {"ce": {}},
+    "workers": WORKERS,
+}
+SWEEP: dict[str, Any] = {
+    "base": {**RUN, "workers": 1},
+    "space": {"losses.ce.params.label_smoothing": {"grid": [0.0, 0.1, 0.2]}},
+    "seeds": 2,
+    "search": {"max_concurrent": 2},
+}
+Kill = Callable[[psutil.Process], None]
+
+
+@contextmanager
+def several_nodes() -> Iterator[None]:
+    """A head that works nothing and nodes that do, with this process as their driver."""
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    for _ in range(NODES):
+        nodes.add_node(num_cpus=(WORKERS + SPARE_CPUS) // NODES)
+    os.environ["RAY_ADDRESS"] = nodes.address
+    try:
+        with cluster():
+            nodes.wait_for_nodes()
+            yield
+    finally:
+        nodes.shutdown()
+
+
+def working(name: str) -> psutil.Process:
+    """One of Ray's workers of that name."""
+    below = psutil.Process().children(recursive=True)
+    return next(one for one in below if name in " ".join(one.cmdline()))
+
+
+def raylet_of(worker: psutil.Process) -> psutil.Process:
+    raylet = worker.parent()
+    assert raylet is not None
+    return raylet
+
+
+def kill_worker(worker: psutil.Process) -> None:
+    worker.kill()
+
+
+def kill_node(worker: psutil.Process) -> None:
+    raylet = raylet_of(worker)
+    for one in [raylet, *raylet.children(recursive=True)]:
+        one.kill()
+
+
+def warn_and_kill_node(worker: psutil.Process) -> None:
+    """What a cloud does with a spot instance: it says so, and then takes it."""
+    words = raylet_of(worker).cmdline()
+    named = {
+        f"--raylet_socket_name={one['RayletSocketName']}": one["NodeID"] for one in ray.nodes()
+    }
+    (node,) = [node for word, node in named.items() if word in words]
+    gcs = ray._raylet.GcsClient(address=ray.get_runtime_context().gcs_address)
+    reason = DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+    accepted, why = gcs.drain_node(node, reason, "spot", time_ns() // 10**6 + WARNED_S * 1000)
+    assert accepted, why
+    kill_node(worker)
+
+
+def kill_head(worker: psutil.Process) -> None:
+    working("gcs_server").kill()
+
+
+KILLS: Mapping[str, Kill] = {
+    "worker": kill_worker,
+    "node": kill_node,
+    "spot": warn_and_kill_node,
+    "head": kill_head,
+}
+
+
+def train(victim: str) -> None:
+    """A run with workers; somebody is killed when it tells of an epoch."""
+    run = validated(RunConfig, RUN, where="toy")
+    waiting = [KILLS[victim]] if victim in KILLS else []
+
+    def told(metrics: Metrics) -> None:
+        print(json.dumps(metrics), flush=True)
+        if waiting and metrics["epoch"] == AT_EPOCH:
+            waiting.pop()(working("RayTrainWorker"))
+
+    inputs = Inputs(read_pictures(run.data, "train"))
+    print(json.dumps(train_on_workers(run, inputs, told).history))
+
+
+def run_sweep(victim: str) -> None:
+    """A sweep of flat trials; the node of one is killed when another has ended."""
+    waiting = [kill_node] if victim == "trial_node" else []
+
+    def watch(stage: str, done: int, total: int, note: str) -> None:
+        print(json.dumps({"stage": stage, "done": done, "note": note}), flush=True)
+        if waiting and stage == "sweep" and done:
+            waiting.pop()(working("ImplicitFunc"))
+
+    config = validated(SweepConfig, SWEEP, where="toy")
+    outcome = sweep(config, watch=watch, tracker=Tracker(), verbose=False)
+    print(json.dumps([[row.label, row.values] for row in outcome.rows]))
+
+
+def main(folder: str, victim: str) -> None:
+    Path(folder).mkdir(exist_ok=True)
+    os.chdir(folder)
+    with several_nodes():
+        run_sweep(victim) if "trial" in victim else train(victim)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

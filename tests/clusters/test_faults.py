@@ -1,0 +1,86 @@
+"""Whoever is lost while a run is trained, its numbers are those of an undisturbed one, exactly."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.clusters.disturbed import AT_EPOCH, EPOCHS, WORKERS
+
+# each starts a Ray of its own of three nodes, which takes 20 s
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+ROOT = Path(__file__).parents[2]
+Line = dict[str, Any]
+
+
+def trained(folder: Path, victim: str) -> tuple[list[Any], subprocess.CompletedProcess[str]]:
+    """What a disturbed process said, and how it ended."""
+    command = [sys.executable, "-m", "tests.clusters.disturbed", str(folder), victim]
+    settings = {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_gcs_rpc_server_reconnect_timeout_s": "5",  # who has lost the head gives up soon
+    }
+    done = subprocess.run(
+        command, cwd=ROOT, env=os.environ | settings, capture_output=True, text=True, timeout=600
+    )
+    said = [json.loads(line) for line in done.stdout.splitlines() if line[:1] in ("{", "[")]
+    return said, done
+
+
+def numbers(history: list[Line]) -> list[Line]:
+    """What must be equal: all but the time that it took."""
+    return [{name: held for name, held in epoch.items() if name != "seconds"} for epoch in history]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[Line]:
+    said, done = trained(tmp_path_factory.mktemp("run"), "nobody")
+    assert done.returncode == 0, done.stderr
+    assert len(said) == EPOCHS + 1, "no epoch was told twice"
+    return list(said[-1])
+
+
+def check_nothing_was_lost(told: list[Line], history: list[Line]) -> None:
+    """Epochs whose checkpoints were there were not trained again: they took the same time."""
+    assert history[: AT_EPOCH - 1] == told[: AT_EPOCH - 1]
+
+
+@pytest.mark.parametrize("victim", ["worker", "node", "spot"])
+def test_who_is_lost_costs_nothing_but_time(
+    tmp_path: Path, undisturbed: list[Line], victim: str
+) -> None:
+    (*told, history), done = trained(tmp_path, victim)
+    assert done.returncode == 0, done.stderr
+    assert len(told) > EPOCHS, "the run was not disturbed: no epoch was told again"
+    assert numbers(history) == numbers(undisturbed)
+    check_nothing_was_lost(told, history)
+
+
+def test_a_restarted_head_is_told_once_more_and_goes_on(
+    tmp_path: Path, undisturbed: list[Line]
+) -> None:
+    told, done = trained(tmp_path, "head")
+    assert done.returncode != 0
+    assert AT_EPOCH <= len(told) < EPOCHS
+    (*_, history), done = trained(tmp_path, "nobody")
+    assert done.returncode == 0, done.stderr
+    assert numbers(history) == numbers(undisturbed)
+    check_nothing_was_lost(told, history)
+
+
+def test_a_node_lost_during_a_sweep_costs_no_trial(tmp_path: Path) -> None:
+    (*_, expected), done = trained(tmp_path / "whole", "no_trial")
+    assert done.returncode == 0, done.stderr
+    (*_, ranked), done = trained(tmp_path / "lost", "trial_node")
+    assert done.returncode == 0, done.stderr
+    assert ranked == expected
+    assert len(ranked) == 3
+    assert all(len(values) == WORKERS for _, values in ranked), "a seed is lacking"

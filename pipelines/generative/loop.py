@@ -59,6 +59,7 @@ def fit(
     optimizer = optimizer_of([{"params": list(_trained(step))}], run.optimizer)
     schedule = schedule_of(optimizer, run.optimizer, run.epochs)
     parts = {"trained": step.trained, "optimizer": optimizer, "schedule": schedule}
+    parts["sums"] = Sums()  # none are open: checkpoints are of whole epochs
     progress, best = resumed(resume, parts, device)
     for past in progress.history:
         report(past, None)

@@ -32,6 +32,7 @@ from pipelines.ranking import (
 from pipelines.report import Trial, best_trial, ranked
 from pipelines.sharing import inputs_key, shared
 from pipelines.space import SweepConfig, neighbours
+from pipelines.standing import Show
 from pipelines.sweep import Outcome, begun
 from pipelines.tracking import COMMIT, Tracker, commit
 from pipelines.train import finished
@@ -44,6 +45,7 @@ def sweep(
     config: SweepConfig,
     *,
     watch: jobs.Watch,
+    show: Show,
     tracker: Tracker,
     verbose: bool,
     command: str = "",
@@ -61,7 +63,7 @@ def sweep(
         tags = {"kd.kind": "sweep", "kd.cache": ""}
         with tracker.start(folder.name, params=plain(config), tags=tags) as parent:
             trials = run_trials(
-                config, inputs, proposals=folder, watch=watch, tracker=tracker, parent=parent
+                config, inputs, proposals=folder, show=show, tracker=tracker, parent=parent
             )
             outcome = _judged(config, trials, inputs)
             held = inputs[inputs_key(outcome.best.run)]

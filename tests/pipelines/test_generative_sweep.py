@@ -12,6 +12,7 @@ from pipelines.generative.sweep import sweep
 from pipelines.loading import load
 from pipelines.ranking import read_ranking
 from pipelines.space import SweepConfig
+from pipelines.standing import Standing
 from pipelines.sweep import best_run
 from pipelines.tracking import Tracker
 from tests.pipelines.generative_toys import STUDENTS
@@ -39,11 +40,15 @@ def swept(folder: Path, **changes: object) -> SweepConfig:
     return loaded
 
 
+def show(standing: Standing) -> None:
+    pass
+
+
 @pytest.mark.usefixtures("local_ray")
 def test_a_sweep_ranks_modes_and_weights_by_a_distance(workdir: Path) -> None:
     config = swept(workdir)
     tracker = Tracker()
-    outcome = sweep(config, watch=watch, tracker=tracker, verbose=False, command="kd sweep")
+    outcome = sweep(config, watch=watch, show=show, tracker=tracker, verbose=False)
     assert not outcome.failed
     assert [len(row.values) for row in outcome.rows] == [2, 2, 2, 2]
     means = [row.mean for row in outcome.rows]
@@ -67,7 +72,7 @@ def test_a_sweep_ranks_modes_and_weights_by_a_distance(workdir: Path) -> None:
     assert {row.cost.parameters for row in ranking.rows} == {54}  # Chen et al. 2023's width of 2
 
     before = {path: path.stat().st_mtime_ns for path in Path("runs").glob("*/state.pt")}
-    again = sweep(config, watch=watch, tracker=tracker, verbose=False)
+    again = sweep(config, watch=watch, show=show, tracker=tracker, verbose=False)
     assert [row.values for row in again.rows] == [row.values for row in outcome.rows]
     assert before == {path: path.stat().st_mtime_ns for path in Path("runs").glob("*/state.pt")}
 

@@ -311,7 +311,8 @@ def table(work: Path) -> str:
         "# Distillation without data",
         "`python tests/benchmarks/datafree.py measure DATA WORK`, then `table WORK`, at commit "
         f"{commits}: {minutes:.0f} CPU minutes in all, one thread. Accuracy in percent of the last "
-        "step on the test part, mean and standard deviation over seeds 0, 1, 2.",
+        "step on the test part, mean and standard deviation over the seeds that are listed, in "
+        "order from 0. What says not run has not been measured with the methods as they are now.",
     ]
     for name in WIDTHS:
         rows = [

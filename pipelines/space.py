@@ -119,13 +119,18 @@ class SweepConfig(Strict):
             raise ValueError(
                 f"space.{path}: pbt multiplies numbers: give `uniform` or `loguniform` above 0"
             )
-        try:
-            self.run({path: {"steps": {0: values.given[0]}}})
-        except ValueError:
+        if not (path.startswith("losses.") and self._takes_schedule(path, values.given[0])):
             raise ValueError(
                 f"space.{path}: pbt changes weights and parameters of losses that take a schedule, "
                 "`losses.*.weight` among them; this is none"
-            ) from None
+            )
+
+    def _takes_schedule(self, path: str, number: float) -> bool:
+        try:
+            self.run({path: {"steps": {0: number}}})
+        except ValueError:
+            return False
+        return True
 
     @model_validator(mode="after")
     def _every_value_is_a_run(self) -> SweepConfig:

@@ -28,6 +28,7 @@ from pipelines.config import RunConfig
 from pipelines.loop import Metrics
 from pipelines.sources import read_pictures
 from pipelines.space import SweepConfig
+from pipelines.standing import Standing
 from pipelines.strict import validated
 from pipelines.sweep import sweep
 from pipelines.tracking import Tracker
@@ -135,13 +136,13 @@ def run_sweep(victim: str) -> None:
     """A sweep of flat trials; the node of one is killed when another has ended."""
     waiting = [kill_node] if victim == "trial_node" else []
 
-    def watch(stage: str, done: int, total: int, note: str) -> None:
-        print(json.dumps({"stage": stage, "done": done, "note": note}), flush=True)
-        if waiting and stage == "sweep" and done:
+    def show(standing: Standing) -> None:
+        print(json.dumps({"done": standing.done, "running": len(standing.running)}), flush=True)
+        if waiting and standing.done and standing.running:
             waiting.pop()(working("ImplicitFunc"))
 
     config = validated(SweepConfig, SWEEP, where="toy")
-    outcome = sweep(config, watch=watch, tracker=Tracker(), verbose=False)
+    outcome = sweep(config, watch=lambda *_: None, show=show, tracker=Tracker(), verbose=False)
     print(json.dumps([[row.label, row.values] for row in outcome.rows]))
 
 

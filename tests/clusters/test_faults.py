@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.clusters.disturbed import AT_EPOCH, EPOCHS, WORKERS
+from tests.timeless import timeless
 
 # each starts a Ray of its own of three nodes, which takes 20 s
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -36,8 +37,8 @@ def trained(folder: Path, victim: str) -> tuple[list[Any], subprocess.CompletedP
 
 
 def numbers(history: list[Line]) -> list[Line]:
-    """What must be equal: all but the time that it took."""
-    return [{name: held for name, held in epoch.items() if name != "seconds"} for epoch in history]
+    """What must be equal: all but the time and the machine that it took."""
+    return [timeless(epoch) for epoch in history]
 
 
 @pytest.fixture(scope="module")

@@ -53,9 +53,7 @@ def test_a_sweep_ranks_modes_and_weights_by_a_distance(workdir: Path) -> None:
     assert [len(row.values) for row in outcome.rows] == [2, 2, 2, 2]
     means = [row.mean for row in outcome.rows]
     assert means == sorted(means), "of a distance the least is best"
-    assert [row.label for row in outcome.rows if row.is_control] == [
-        "no distillation (control) mode=scratch"
-    ] or sum(row.is_control for row in outcome.rows) == 1
+    assert [row.is_control for row in outcome.rows].count(True) == 1
     assert {"test/data/emd", "test/teacher/emd", "test/floor/emd"} <= outcome.test.keys()
     assert best_run(config).folder.absolute() == outcome.student.folder.absolute()
 

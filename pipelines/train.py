@@ -285,7 +285,9 @@ def _worker(config: dict[str, Any]) -> None:
     run = RunConfig.model_validate(config["run"])
     held: Inputs = ray.get(config["inputs"][0])
     inputs = held.only(run.heard)
-    torch.set_num_threads(max(1, num_cores() // context.get_local_world_size()))
+    # not by how many are on this node: sums are rounded by the number of threads, and a run that
+    # goes on elsewhere is to have the same numbers
+    torch.set_num_threads(max(1, num_cores() // run.workers))
 
     def report(metrics: Metrics | None, folder: Path | None) -> None:
         checkpoint = None if folder is None else Checkpoint.from_directory(str(folder))

@@ -1,4 +1,4 @@
-"""Batch normalisation in projectors, over the rows of all workers."""
+"""Batch normalisation over the rows of all workers: in projectors and in graphical models."""
 
 from __future__ import annotations
 

@@ -40,7 +40,8 @@ def weight_scale(weight: Float[Tensor, "k ..."], bits: int) -> Float[Tensor, " k
     Krishnamoorthi 2018, arXiv:1806.08342, section 3.1.
     """
     greatest = weight.detach().flatten(1).abs().amax(dim=1)
-    return (greatest / (2 ** (bits - 1) - 1)).clamp(min=torch.finfo(weight.dtype).tiny)
+    scale: Tensor = (greatest / (2 ** (bits - 1) - 1)).clamp(min=torch.finfo(weight.dtype).tiny)
+    return scale
 
 
 def steps_of(weight: Float[Tensor, "k ..."], scale: Float[Tensor, " k"]) -> Float[Tensor, "k ..."]:
@@ -79,7 +80,8 @@ class RoundedInput(nn.Module):
         scale = ((self.greatest - self.least) / self.levels).clamp(min=1e-12)
         zero = (-self.least / scale).round()
         steps: Tensor = _Steps.apply(value / scale, -zero, self.levels - zero)
-        return scale * steps
+        on_grid: Tensor = scale * steps
+        return on_grid
 
     @torch.no_grad()
     def _follow(self, value: Tensor) -> None:
@@ -104,7 +106,9 @@ class RoundedConv2d(nn.Conv2d):
         self.rounding = RoundedInput(bits)
 
     def forward(self, value: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k y x"]:
-        return self._conv_forward(self.rounding(value), _rounded(self.weight, self.bits), self.bias)
+        weight = _rounded(self.weight, self.bits)
+        made: Tensor = self._conv_forward(self.rounding(value), weight, self.bias)
+        return made
 
 
 @final
@@ -124,6 +128,8 @@ class RoundedLinear(nn.Linear):
 class IntegerConv2d(nn.Conv2d):
     """The same convolution with the steps of its weights as bytes, for use."""
 
+    rounding: RoundedInput
+
     def __init__(self, layer: RoundedConv2d) -> None:
         super().__init__(**_shape_of_convolution(layer))
         _keep_integers(self, layer)
@@ -133,12 +139,15 @@ class IntegerConv2d(nn.Conv2d):
         return _in_steps(self)
 
     def forward(self, value: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k y x"]:
-        return self._conv_forward(self.rounding(value), self.weight, self.bias)
+        made: Tensor = self._conv_forward(self.rounding(value), self.weight, self.bias)
+        return made
 
 
 @final
 class IntegerLinear(nn.Linear):
     """The same linear layer with the steps of its weights as bytes, for use."""
+
+    rounding: RoundedInput
 
     def __init__(self, layer: RoundedLinear) -> None:
         super().__init__(layer.in_features, layer.out_features, layer.bias is not None)
@@ -200,13 +209,16 @@ def _rounded(weight: Tensor, bits: int) -> Tensor:
     return steps_of(weight, scale) * _by_channel(scale, weight)
 
 
-def _keep_integers(made: nn.Module, layer: RoundedConv2d | RoundedLinear) -> None:
+def _keep_integers(
+    made: IntegerConv2d | IntegerLinear, layer: RoundedConv2d | RoundedLinear
+) -> None:
     del made.weight
     scale = weight_scale(layer.weight, layer.bits)
     steps = steps_of(layer.weight, scale).detach()
     made.register_buffer("integers", steps.to(torch.int8))
     made.register_buffer("scale", scale)
-    made.bias, made.rounding = layer.bias, layer.rounding
+    made.bias = layer.bias
+    made.rounding = layer.rounding
 
 
 def _in_steps(layer: nn.Module) -> Tensor:

@@ -14,9 +14,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pipelines.config import RunConfig
-from pipelines.console import Bars, errors, print_cache, print_outcome, print_plan, say
+from pipelines.console import (
+    Bars,
+    errors,
+    print_cache,
+    print_outcome,
+    print_plan,
+    print_trained,
+    say,
+)
+from pipelines.generative.config import GenerativeConfig
 from pipelines.loading import load
-from pipelines.space import SweepConfig, neighbours
+from pipelines.runs import Run
+from pipelines.space import SearchConfig, SweepConfig, neighbours
 
 if TYPE_CHECKING:  # Ray and MLflow take seconds to import: commands that need them do it
     from pipelines.submit import JobSubmissionClient
@@ -59,6 +69,9 @@ def check(config: Config, changes: Changes = [], debug: Debug = False) -> None:
 
     loaded = load(config, changes)
     run = _base(loaded)
+    if isinstance(run, GenerativeConfig):
+        _check_generative(_as_sweep(loaded))
+        return
     pictures = checked(run)
     for neighbour in neighbours(_as_sweep(loaded)):
         checked(neighbour)
@@ -76,11 +89,7 @@ def check(config: Config, changes: Changes = [], debug: Debug = False) -> None:
     if run.synthetic is not None:
         count = run.synthetic.batches_per_epoch
         say(f"synthetic: {run.synthetic.method}, {count} batches of {run.batch_size} an epoch")
-    if isinstance(loaded, SweepConfig):
-        for variant in loaded.variants:
-            say(f"  variant {variant}")
-        for path, values in loaded.space.items():
-            say(f"  over {path}: {values.kind} {values.given}")
+    _say_space(_as_sweep(loaded))
 
 
 @app.command()
@@ -96,6 +105,8 @@ def cache(
 ) -> None:
     """Compute the teacher's outputs and keep them as Parquet."""
     loaded = _as_sweep(load(config, changes))
+    if isinstance(loaded.base, GenerativeConfig):
+        raise ValueError(f"{config} is of a graphical model, whose teacher is not cached")
     if info:
         _show_caches(loaded.base)
     elif prune:
@@ -166,14 +177,16 @@ def train(
     debug: Debug = False,
 ) -> None:
     """Train one student (of a sweep: its base run), its teacher and cache first if need be."""
-    from pipelines import jobs
+    run = _base(load(config, changes))
+    if isinstance(run, GenerativeConfig):
+        from pipelines.generative import jobs
+    else:
+        from pipelines import jobs
     from pipelines.tracking import Tracker
 
-    run = _base(load(config, changes))
     with Bars() as watch:
         result = jobs.train(run, watch=watch, tracker=Tracker(), verbose=verbose)
-    say(f"best epoch {result.best['epoch']:.0f}: val top-1 {result.best['val/top1']:.2%}")
-    say(f"student: {result.weights}")
+    print_trained(run, result)
 
 
 @app.command()
@@ -202,8 +215,12 @@ def sweep(
     if dry_run:
         _show_plan(loaded)
         return
+    if isinstance(loaded.base, GenerativeConfig):
+        from pipelines.generative.sweep import sweep as swept
+    else:
+        swept = sweeps.sweep
     with Bars() as watch:
-        outcome = sweeps.sweep(
+        outcome = swept(
             loaded,
             watch=watch,
             show=watch.show,
@@ -268,7 +285,13 @@ def evaluate(
     result = jobs.finished(run)
     if result is None:
         raise ValueError(f"{config} has not been trained: no {run.folder}; run `kd train` first")
-    for name, value in jobs.tested(run, jobs.trained_student(run, result)).items():
+    if isinstance(run, GenerativeConfig):
+        from pipelines.generative.jobs import evaluated
+
+        measured = evaluated(run, result)
+    else:
+        measured = jobs.tested(run, jobs.trained_student(run, result))
+    for name, value in measured.items():
         say(f"{name} {value:.4f}")
 
 
@@ -381,18 +404,43 @@ def main() -> None:
     app()
 
 
-def _base(loaded: RunConfig | SweepConfig) -> RunConfig:
+def _check_generative(config: SweepConfig) -> None:
+    from pipelines.generative.jobs import checked
+    from pipelines.generative.models import build_model
+
+    for run in [config.base, *neighbours(config)]:
+        checked(run)
+    generator = build_model(config.base.model).generator
+    count = sum(parameter.numel() for parameter in generator.parameters())
+    say(f"{config.base.mode}: {config.base.model.name}, {count:,} parameters to generate with")
+    _say_space(config)
+
+
+def _say_space(config: SweepConfig) -> None:
+    for variant in config.variants:
+        say(f"  variant {variant}")
+    for path, values in config.space.items():
+        say(f"  over {path}: {values.kind} {values.given}")
+
+
+def _base(loaded: Run | SweepConfig) -> Run:
     return loaded.base if isinstance(loaded, SweepConfig) else loaded
 
 
-def _as_sweep(loaded: RunConfig | SweepConfig) -> SweepConfig:
+def _as_sweep(loaded: Run | SweepConfig) -> SweepConfig:
     """A run is a sweep over nothing."""
     if isinstance(loaded, SweepConfig):
         return loaded
-    return SweepConfig(name=loaded.name, base=loaded, space={})
+    search = SearchConfig.model_validate({"metric": loaded.selects[0]})
+    return SweepConfig(name=loaded.name, base=loaded, space={}, search=search)
 
 
 def _show_plan(config: SweepConfig) -> None:
+    if isinstance(config.base, GenerativeConfig):
+        from pipelines.generative.plan import planned as planned_generative
+
+        print_plan(planned_generative(config))
+        return
     from pipelines.build import checked
     from pipelines.plan import planned
 

@@ -29,7 +29,7 @@ from pipelines.augment import VERSION as VIEWS_VERSION
 from pipelines.augment import AugmentConfig
 from pipelines.custom_losses import FLAG, code_identity, is_custom, loss_line
 from pipelines.formats import LogitsFormat, TopConfig
-from pipelines.methods import SyntheticConfig
+from pipelines.methods import AGREEMENT, SyntheticConfig
 from pipelines.networks import ModelConfig, StudentConfig
 from pipelines.optimizer import OptimizerConfig
 from pipelines.strict import Strict
@@ -339,6 +339,23 @@ class RunConfig(Strict):
             return True
         listens = any(loss_line(term.loss).needs_teacher for term in self.active.values())
         return listens or self.student.reuse is not None
+
+    @property
+    def is_control(self) -> bool:
+        """The plain student by itself: no term listens, and nothing is added to the network."""
+        return not self.is_taught and self.student.is_plain
+
+    @property
+    def selects(self) -> tuple[str, Literal["max", "min"]]:
+        """The metric by which the best epoch is chosen, and which way is better."""
+        by_agreement = self.synthetic is not None and self.synthetic.select == "agreement"
+        return (AGREEMENT if by_agreement else "val/top1", "max")
+
+    @property
+    def metrics(self) -> Mapping[str, Literal["max", "min"]]:
+        """What every epoch measures that a sweep may rank by, and which way is better."""
+        own = {} if self.synthetic is None else {AGREEMENT: "max"}
+        return {"val/top1": "max", "val/nll": "min", "val/calibration_error": "min", **own}
 
     @property
     def teachers(self) -> Mapping[str, TeacherConfig]:

@@ -20,7 +20,9 @@ if TYPE_CHECKING:  # each of them takes seconds to import
     from pipelines.cache.inspection import CacheInfo
     from pipelines.plan import Plan
     from pipelines.report import Row
+    from pipelines.runs import Run
     from pipelines.sweep import Outcome
+    from pipelines.train import Finished
 
 _TRIALS_SHOWN = 20  # at once, so that the table fits a screen
 console = Console()
@@ -160,6 +162,17 @@ def print_plan(plan: Plan) -> None:
     )
 
 
+def print_trained(run: Run, result: Finished) -> None:
+    """What one run came to."""
+    metric, value = run.selects[0], result.best[run.selects[0]]
+    shown = f"val top-1 {value:.2%}" if metric == "val/top1" else f"{metric} {value:.4f}"
+    say(f"best epoch {result.best['epoch']:.0f}: {shown}")
+    for name, held in result.best.items():
+        if name.startswith("samples/"):
+            say(f"  {name.removeprefix('samples/')} {held:.4g}")
+    say(f"student: {result.weights}")
+
+
 def print_outcome(name: str, metric: str, outcome: Outcome) -> None:
     """A sweep's ranked table, what failed, and where the rest of it is."""
     from pipelines.page import REPORT
@@ -169,12 +182,20 @@ def print_outcome(name: str, metric: str, outcome: Outcome) -> None:
         say(f"stopped early, not ranked: {len(outcome.stopped)} trials")
     for trial in outcome.failed:
         say(f"failed: {dict(trial.changes)}: {trial.error}", style="red")
-    tested = [f"{held.title} {held.metrics['test/top1']:.4f}" for held in outcome.teachers]
-    shown = ", ".join([f"student {outcome.test['test/top1']:.4f}", *tested])
-    say(f"test top-1, seen once: {shown}")
+    _print_test(outcome)
     say(f"best student: {outcome.student.weights}")
     say(f"report: {outcome.folder / REPORT}")
     say(f"compare the runs: {_this_command()} ui")
+
+
+def _print_test(outcome: Outcome) -> None:
+    if "test/top1" not in outcome.test:
+        shown = [f"{name.removeprefix('test/')} {held:.4g}" for name, held in outcome.test.items()]
+        say(f"test data, seen once: {', '.join(shown)}")
+        return
+    tested = [f"{held.title} {held.metrics['test/top1']:.4f}" for held in outcome.teachers]
+    shown = [f"student {outcome.test['test/top1']:.4f}", *tested]
+    say(f"test top-1, seen once: {', '.join(shown)}")
 
 
 def _print_table(name: str, metric: str, outcome: Outcome) -> None:

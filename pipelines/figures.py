@@ -31,13 +31,15 @@ History = Sequence[Mapping[str, float]]  # of one run, an epoch each
 
 
 def learning_curves(histories: Mapping[str, Sequence[History]], *, control: str = "") -> Figure:
-    """Validation accuracy and the parts of the training loss, epoch by epoch.
+    """What is measured on the validation split and the parts of the training loss, by epoch.
 
     A line per configuration is the mean over its seeds, the band from the least to the greatest.
     """
     measured = {name for runs in histories.values() for run in runs for name in run[0]}
     parts = sorted(name for name in measured - {"train/top1"} if name.startswith("train/"))
-    names = ["val/top1", "val/nll", *parts]
+    known = [name for name in ("val/top1", "val/nll") if name in measured]
+    judged = known or sorted(name for name in measured if name.startswith("val/"))
+    names = [*judged, *parts]
     figure, axes = panels(len(names))
     for name, axis in zip(names, axes, strict=True):
         _bands(axis, histories, name, control)

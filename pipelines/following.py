@@ -10,22 +10,19 @@ import ray
 from ray import tune
 
 from pipelines import jobs
-from pipelines.config import RunConfig
 from pipelines.report import described
+from pipelines.runs import Run
 from pipelines.sharing import inputs_key
 from pipelines.space import SweepConfig
 from pipelines.standing import FAILED, FINISHED, STOPPED, Show, Standing
 from pipelines.tracking import TrackedRun, Tracker
-from pipelines.train import Inputs, OnEpoch
+from pipelines.train import OnEpoch, RunInputs
 from pipelines.trial import changes_of
-
-# what MLflow calls a run that ended so
-_STATUS = {FINISHED: "FINISHED", STOPPED: "KILLED", FAILED: "FAILED"}
 
 
 @dataclass
 class _Followed:
-    run: RunConfig
+    run: Run
     tracked: TrackedRun
     on_epoch: OnEpoch
 
@@ -36,7 +33,7 @@ class Follow(tune.Callback):
     def __init__(
         self,
         config: SweepConfig,
-        inputs: Mapping[str, Inputs],
+        inputs: Mapping[str, RunInputs],
         *,
         show: Show,
         tracker: Tracker,
@@ -64,7 +61,7 @@ class Follow(tune.Callback):
             self._standing.begin(trial.trial_id, described(changes), epochs=run.epochs)
         return self._followed[self._identities[trial.trial_id]]
 
-    def _follow(self, run: RunConfig) -> None:
+    def _follow(self, run: Run) -> None:
         if run.identity not in self._followed:
             inputs = self._inputs[inputs_key(run)]
             tracked = jobs.start_tracking(run, inputs, self._tracker, self._parent)
@@ -88,11 +85,14 @@ class Follow(tune.Callback):
         self._show(self._standing)
 
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        whole = (trial.last_result or {}).get("epoch") == self._of(trial).run.epochs
-        self._end(trial, FINISHED if whole else STOPPED)
+        epoch, epochs = (trial.last_result or {}).get("epoch"), self._of(trial).run.epochs
+        # a trial of a population is done when its generation is, though its run may go on
+        done = epoch == trial.config.get("until", epochs)
+        status = "FINISHED" if epoch == epochs else "KILLED"
+        self._end(trial, FINISHED if done else STOPPED, status=status)
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        self._end(trial, FAILED)
+        self._end(trial, FAILED, status="FAILED")
 
     def end_all(self) -> None:
         """Close what a broken-off sweep leaves open; Tune itself leaves its actors at work."""
@@ -103,8 +103,8 @@ class Follow(tune.Callback):
             if identity not in ended:
                 followed.tracked.end("KILLED")
 
-    def _end(self, trial: Any, state: str) -> None:
-        self._of(trial).tracked.end(_STATUS[state])
+    def _end(self, trial: Any, state: str, *, status: str) -> None:
+        self._of(trial).tracked.end(status)
         self._ended.add(trial.trial_id)
         self._standing.end(trial.trial_id, state)
         self._show(self._standing)

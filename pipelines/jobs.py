@@ -28,8 +28,10 @@ from pipelines.config import RunConfig, TeacherConfig, plain
 from pipelines.data import Reader, TeacherRows, whole
 from pipelines.diagnostics import Matched, matched
 from pipelines.figures import EMBEDDING, joint_embedding, learning_curves, risk_bounds
+from pipelines.generative.inputs import GenerativeInputs
 from pipelines.loop import Metrics, evaluate, pick_device
 from pipelines.models import Served, load_weights
+from pipelines.runs import Run
 from pipelines.sources import Pictures, read_pictures, split
 from pipelines.synthesize import is_made, sample_of_shard, teacher_of, write_transfer_set
 from pipelines.synthetic import sample_of
@@ -38,6 +40,7 @@ from pipelines.train import (
     Finished,
     Inputs,
     OnEpoch,
+    RunInputs,
     Teacher,
     finished,
     train_here,
@@ -192,12 +195,7 @@ def train(run: RunConfig, *, watch: Watch, tracker: Tracker, verbose: bool = Fal
         return done
     inputs = prepared(run, watch=watch, tracker=tracker, verbose=verbose)
     with start_tracking(run, inputs, tracker) as tracked:
-        follow = follower(run, tracked, watch)
-        if run.workers == 1:
-            result = train_here(run, inputs, follow)
-        else:
-            with cluster(verbose=verbose):
-                result = train_on_workers(run, inputs, follow)
+        result = trained(run, inputs, follower(run, tracked, watch), verbose=verbose)
         student = served_student(run, result, inputs.pictures)
         tracked.log_student(student, inputs.pictures.image[:2])
         for path in _draw_run(run, result, inputs):
@@ -205,8 +203,16 @@ def train(run: RunConfig, *, watch: Watch, tracker: Tracker, verbose: bool = Fal
     return result
 
 
+def trained(run: Run, inputs: RunInputs, on_epoch: OnEpoch, *, verbose: bool) -> Finished:
+    """Train a run of any kind: in this process, or on its workers."""
+    if run.workers == 1:
+        return train_here(run, inputs, on_epoch)
+    with cluster(verbose=verbose):
+        return train_on_workers(run, inputs, on_epoch)
+
+
 def start_tracking(
-    run: RunConfig, inputs: Inputs, tracker: Tracker, parent: TrackedRun | None = None
+    run: Run, inputs: RunInputs, tracker: Tracker, parent: TrackedRun | None = None
 ) -> TrackedRun:
     """A tracked run with every configuration value as a parameter."""
     tags = {"kd.seed": str(run.seed), "kd.cache": inputs.fingerprint, "kd.identity": run.identity}
@@ -215,8 +221,12 @@ def start_tracking(
     return tracked
 
 
-def tracked_inputs(run: RunConfig, inputs: Inputs) -> list[TrackedInput]:
-    """The pictures and the caches that a run is trained on."""
+def tracked_inputs(run: Run, inputs: RunInputs) -> list[TrackedInput]:
+    """The data and the caches that a run is trained on."""
+    if isinstance(inputs, GenerativeInputs):
+        return [TrackedInput(*inputs.data, "training")] if inputs.data else []
+    assert isinstance(run, RunConfig)
+    assert isinstance(inputs, Inputs)
     source = str(run.data.root or run.data.name)
     held = [TrackedInput(run.data.name, inputs.pictures.digest, source, "training")]
     for label, teacher in inputs.teachers.items():
@@ -226,7 +236,7 @@ def tracked_inputs(run: RunConfig, inputs: Inputs) -> list[TrackedInput]:
     return held
 
 
-def follower(run: RunConfig, tracked: TrackedRun, watch: Watch) -> OnEpoch:
+def follower(run: Run, tracked: TrackedRun, watch: Watch) -> OnEpoch:
     """Logs every epoch once, though a resumed run may tell of one again."""
     seen = tracked.last_epoch
 
@@ -240,7 +250,8 @@ def follower(run: RunConfig, tracked: TrackedRun, watch: Watch) -> OnEpoch:
         sample = sample_of(run, epoch)
         if sample.exists():
             tracked.log_artifact(sample)
-        watch(run.name, epoch, run.epochs, f"val top-1 {metrics['val/top1']:.4f}")
+        chosen_by = run.selects[0]
+        watch(run.name, epoch, run.epochs, f"{chosen_by} {metrics[chosen_by]:.4f}")
 
     return follow
 

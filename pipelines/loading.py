@@ -8,13 +8,13 @@ from typing import Any
 
 import yaml
 
-from pipelines.config import RunConfig
+from pipelines.runs import Run, kind_of
 from pipelines.space import SweepConfig, override
 from pipelines.strict import validated
 from pipelines.transfer import TransferConfig
 
 
-def load(path: Path, changes: Iterable[str] = ()) -> RunConfig | SweepConfig:
+def load(path: Path, changes: Iterable[str] = ()) -> Run | SweepConfig:
     """A run or sweep from YAML, with ``dotted.path=value`` changes applied to it.
 
     Paths to other configurations (``base``, ``teacher.run``) are relative to the file that names
@@ -31,7 +31,7 @@ def load(path: Path, changes: Iterable[str] = ()) -> RunConfig | SweepConfig:
     content = _with_files(content, Path())
     if "base" in content:
         return validated(SweepConfig, content, where=str(path))
-    return validated(RunConfig, content, where=str(path))
+    return validated(kind_of(content), content, where=str(path))
 
 
 def load_transfer(path: Path, changes: Iterable[str] = ()) -> TransferConfig:

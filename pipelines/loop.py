@@ -29,7 +29,7 @@ from pipelines.diagnostics import bounds, matched
 from pipelines.models import read_state, read_weights, save_weights
 from pipelines.optimizer import CosineConfig, OptimizerConfig
 from pipelines.students import layer_of
-from pipelines.training import ACCURACY, training_batches, with_teachers
+from pipelines.training import training_batches, with_teachers
 from pipelines.usage import Meter
 
 Metrics = dict[str, float]
@@ -46,12 +46,13 @@ class Progress:
 
     history: list[Metrics] = field(default_factory=list)
     best: Metrics | None = None
-    by: str = ACCURACY
 
-    def add(self, metrics: Metrics) -> bool:
-        """Record an epoch; true if it is the best so far by that metric."""
+    def add(self, metrics: Metrics, selects: tuple[str, str]) -> bool:
+        """Record an epoch; true if it is the best so far by what selects it, and which way."""
         self.history.append(metrics)
-        better = self.best is None or metrics[self.by] > self.best[self.by]
+        name, mode = selects
+        sign = 1 if mode == "max" else -1
+        better = self.best is None or sign * metrics[name] > sign * self.best[name]
         if better:
             self.best = metrics
         return better
@@ -126,26 +127,25 @@ def fit(
     if reader.workers > 1:
         # buffers are shared once an epoch: in training no number depends on them
         module = DistributedDataParallel(step, broadcast_buffers=False)
-    optimizer = _optimizer(step, run.optimizer)
-    schedule = _schedule(optimizer, run.optimizer, run.epochs)
+    optimizer = optimizer_of(_groups(step, run.optimizer), run.optimizer)
+    schedule = schedule_of(optimizer, run.optimizer, run.epochs)
     scaler = torch.amp.GradScaler(device.type, enabled=run.precision == "fp16")
     so_far = Sums()
     parts: dict[str, Any] = {"step": step, "optimizer": optimizer}
     parts |= {"schedule": schedule, "scaler": scaler, "sums": so_far}
     source = training_batches(run, step.student, reader, live, device)
     parts |= source.parts
-    progress, best = _resumed(resume, parts, device)
-    progress.by = source.judged_by
+    progress, best = resumed(resume, parts, device)
     for past in progress.history:
         report(past, None)
 
     def checkpoint(metrics: Metrics | None) -> None:
-        state = _state(parts, progress)
+        state = state_of(parts, progress)
         if reader.rank > 0:
             report(metrics, None)
             return
         with tempfile.TemporaryDirectory(prefix="kdsweep-") as folder:
-            _save(Path(folder), state, step, best)
+            save(Path(folder), state, step.student.net.state_dict(), best)
             report(metrics, Path(folder))
 
     for epoch in range(len(progress.history), run.epochs):
@@ -170,8 +170,8 @@ def fit(
         metrics |= _summed(meter.read(), device)
         metrics |= {"lr": learning_rate, "seconds": time.perf_counter() - started}
         metrics["epoch"] = epoch + 1
-        if progress.add(metrics):
-            best = _copied(step.student.net)
+        if progress.add(metrics, run.selects):
+            best = copied(step.student.net.state_dict())
         if reader.rank == 0:
             source.draw(epoch + 1)
         checkpoint(metrics)
@@ -232,7 +232,7 @@ def _steps(
     for batch in batches:
         with _autocast(batch.image.device, precision):
             result = module(batch)
-        _check_finite(result.loss, result.parts)
+        check_finite(result.loss, result.parts)
         optimizer.zero_grad(set_to_none=True)
         scaler.scale(result.loss).backward()
         scaler.step(optimizer)
@@ -254,7 +254,8 @@ def _autocast(device: torch.device, precision: str) -> torch.autocast:
     return torch.autocast(device.type, dtype=dtype, enabled=precision != "fp32")
 
 
-def _check_finite(loss: Tensor, parts: Mapping[str, Tensor]) -> None:
+def check_finite(loss: Tensor, parts: Mapping[str, Tensor]) -> None:
+    """Raise FloatingPointError, with the parts, where the loss is not a finite number."""
     if not bool(torch.isfinite(loss)):
         values = ", ".join(f"{label} = {part.item():.4g}" for label, part in parts.items())
         raise FloatingPointError(
@@ -262,8 +263,10 @@ def _check_finite(loss: Tensor, parts: Mapping[str, Tensor]) -> None:
         )
 
 
-def _optimizer(step: DistillStep, config: OptimizerConfig) -> Optimizer:
-    groups = _groups(step, config)
+def optimizer_of(groups: list[dict[str, Any]], config: OptimizerConfig) -> Optimizer:
+    """The optimiser that a run names, over groups of parameters."""
+    if config.name == "adam":  # whose weight decay is a term of the loss
+        return torch.optim.Adam(groups, lr=config.lr, weight_decay=config.weight_decay)
     if config.name == "adamw":
         return torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay)
     return torch.optim.SGD(
@@ -294,9 +297,10 @@ def _groups(step: DistillStep, config: OptimizerConfig) -> list[dict[str, Any]]:
     return groups
 
 
-def _schedule(
+def schedule_of(
     optimizer: Optimizer, config: OptimizerConfig, epochs: int
 ) -> torch.optim.lr_scheduler.LRScheduler:
+    """The learning rate that a run names, over its epochs."""
     if isinstance(config.schedule, CosineConfig):
         half_cosine = Cosine(1.0, config.schedule.floor, float(epochs))
         return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: half_cosine(float(epoch)))
@@ -305,29 +309,33 @@ def _schedule(
     )
 
 
-def _copied(net: nn.Module) -> dict[str, Tensor]:
-    return {name: held.cpu().clone() for name, held in net.state_dict().items()}
+def copied(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights as they are now, on the CPU."""
+    return {name: held.cpu().clone() for name, held in weights.items()}
 
 
-def _state(parts: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
+def state_of(parts: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
+    """All that ``resumed`` needs to go on; every worker must ask at once."""
     state = {name: part.state_dict() for name, part in parts.items()}
     state |= {"history": progress.history, "best": progress.best, "random": torch.get_rng_state()}
     state["random_gpu"] = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     return state
 
 
-def _save(
-    folder: Path, state: Mapping[str, Any], step: DistillStep, best: Mapping[str, Tensor]
+def save(
+    folder: Path, state: Mapping[str, Any], last: Mapping[str, Tensor], best: Mapping[str, Tensor]
 ) -> None:
+    """Write a checkpoint: both weights beside the state."""
     torch.save(state, folder / STATE)
-    save_weights(step.student.net.state_dict(), folder / LAST)
+    save_weights(last, folder / LAST)
     if best:  # not yet in the first epoch
         save_weights(best, folder / BEST)
 
 
-def _resumed(
+def resumed(
     folder: Path | None, parts: Mapping[str, Any], device: torch.device
 ) -> tuple[Progress, dict[str, Tensor]]:
+    """The progress and the best weights of a checkpoint, and its state put into the parts."""
     if folder is None:
         return Progress(), {}
     state = read_state(folder / STATE, device)

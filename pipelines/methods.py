@@ -15,6 +15,8 @@ from kdcore.datafree.priors import check_priors
 from kdcore.datafree.targets import LOGITS
 from pipelines.strict import Strict, problems
 
+AGREEMENT = "synthetic/agreement"  # with the teacher, on synthetic pictures: it needs no label
+
 
 class SyntheticConfig(Strict):
     """Pictures that are made from a teacher while the student learns, instead of real ones.

@@ -35,7 +35,7 @@ class StepsConfig(Strict):
 class OptimizerConfig(Strict):
     """The optimiser and its learning-rate schedule."""
 
-    name: Literal["sgd", "adamw"] = "sgd"
+    name: Literal["sgd", "adam", "adamw"] = "sgd"
     lr: PositiveFloat = 0.05
     momentum: NonNegativeFloat = 0.9  # sgd
     nesterov: bool = False  # sgd

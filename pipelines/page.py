@@ -18,11 +18,12 @@ from pipelines.loading import as_yaml
 from pipelines.overviews import over_costs, parallel_coordinates
 from pipelines.ranking import Ranked, Ranking, compared, histories, read_ranking
 from pipelines.responses import Response, response_curves, response_maps
+from pipelines.samples import last_grids
 
 REPORT, SAMPLES = "report.html", "samples.png"
 
 _CURVES_SHOWN = len(COLOURS)  # configurations beside the control: as many as there are colours
-_FIGURE_WIDTH = 1100  # pixels, on a screen
+_FIGURE_WIDTH, _TINY = 1100, 400  # pixels, on a screen
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ _TEXTS = {
     ),
     "curves": _Text(
         "Learning curves",
-        "Validation accuracy, validation loss and the parts of the training loss, by epoch.",
+        "What is measured on the validation split and the parts of the training loss, by epoch.",
         f"The best {_CURVES_SHOWN} configurations and the control: the mean over seeds, the band "
         "from the least to the greatest.",
     ),
@@ -106,8 +107,7 @@ def _sampled(ranking: Ranking, folder: Path) -> list[Path]:
     """The last pictures that the best student's run invented, if it did, copied beside the page."""
     # the run lies where the sweep's folder does, from wherever the two are read
     run = folder.parents[1] / Path(ranking.best.weights).parent.name
-    drawn = sorted(run.glob("samples*.png"), key=lambda file: (len(file.name), file.name))
-    return [Path(shutil.copyfile(file, folder / SAMPLES)) for file in drawn[-1:]]
+    return [Path(shutil.copyfile(file, folder / SAMPLES)) for file in last_grids(run)]
 
 
 def _figures(ranking: Ranking, folder: Path) -> dict[str, Figure]:
@@ -171,10 +171,14 @@ def _drawing(path: Path) -> dict[str, Any]:
         "title": text.title,
         "alt": text.alt,
         "caption": text.caption,
-        # what is small is not blown up; a PNG has its width in these bytes
-        "width": min(int.from_bytes(png[16:20]), _FIGURE_WIDTH),
+        "width": _shown_width(int.from_bytes(png[16:20])),  # where a PNG has its own
         "png": base64.b64encode(png).decode(),
     }
+
+
+def _shown_width(pixels: int) -> int:
+    """A figure's own width or the screen's; tiny pictures are blown up to whole multiples."""
+    return min(pixels * max(1, _TINY // pixels), _FIGURE_WIDTH)
 
 
 def _number(value: float) -> str:

@@ -42,10 +42,7 @@ class Plan:
 
 def planned(config: SweepConfig, pictures: Pictures) -> Plan:
     """The plan of a sweep whose base has been checked against these pictures."""
-    base = config.base
-    listed = [] if config.search.algorithm == "optuna" else points(config)
-    count = len(listed) or config.search.num_samples * config.seeds
-    done = sum(finished(config.run(point)) is not None for point in listed)
+    base, (listed, count, done) = config.base, counted(config)
     reader = Reader(base, pictures)
     seconds = step_seconds(base, pictures, reader)
     synthetic = base.synthetic
@@ -61,6 +58,13 @@ def planned(config: SweepConfig, pictures: Pictures) -> Plan:
         step_seconds=seconds,
         hours=(count - done) * steps * seconds / 3600,
     )
+
+
+def counted(config: SweepConfig) -> tuple[list[dict[str, Any]], int, int]:
+    """The listed trials, how many there will be, and how many of the listed ones are finished."""
+    listed = [] if config.search.algorithm == "optuna" else points(config)
+    count = len(listed) or config.search.num_samples * config.seeds
+    return listed, count, sum(finished(config.run(point)) is not None for point in listed)
 
 
 def _caches(one: Shared) -> Iterator[tuple[int, int]]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kdcore.checks import unknown_name
-from pipelines.config import RunConfig
+from pipelines.runs import Run
 from pipelines.space import VARIANT, changed
 
 
@@ -21,7 +21,7 @@ class Trial:
     Of a run that did not reach its end, ``metrics`` are the last that it reported.
     """
 
-    run: RunConfig
+    run: Run
     changes: Mapping[str, Any]
     metrics: Mapping[str, float]
     is_whole: bool  # trained to its end: neither failed nor stopped by the scheduler
@@ -65,7 +65,7 @@ def ranked(trials: Iterable[Trial], *, metric: str, mode: str) -> list[Row]:
             continue
         if metric not in trial.metrics:
             raise ValueError(unknown_name("metric", metric, trial.metrics))
-        row = rows.setdefault(key, Row(_label(trial), _is_control(trial.run), _setting(trial)))
+        row = rows.setdefault(key, Row(_label(trial), trial.run.is_control, _setting(trial)))
         if trial.run.identity in {other.run.identity for other in row.trials}:
             continue  # the same run drawn again is no further seed
         row.trials.append(trial)
@@ -92,13 +92,8 @@ def best_trial(row: Row, *, mode: str) -> Trial:
     return row.trials[row.values.index(pick(row.values))]
 
 
-def _is_control(run: RunConfig) -> bool:
-    """The plain student by itself: no term listens, and nothing is added to the network."""
-    return not run.is_taught and run.student.is_plain
-
-
 def _label(trial: Trial) -> str:
-    if _is_control(trial.run):
+    if trial.run.is_control:
         return f"no distillation (control) {_setting(trial)}".strip()
     return described({path: value for path, value in trial.changes.items() if path != "seed"})
 

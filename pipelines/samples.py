@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+_EPOCHS = "synthetic/epoch-{}.png"  # in a run's folder
 SIDE = 8  # pictures in a row and in a column, at most
 
 
@@ -28,6 +29,16 @@ def png(picture: np.ndarray) -> bytes:
         written, "PNG"
     )
     return written.getvalue()
+
+
+def epoch_grid(run: Path, epoch: int) -> Path:
+    """Where some pictures of an epoch are drawn, if they are, in the folder of a run."""
+    return run / _EPOCHS.format(f"{epoch:05d}")
+
+
+def last_grids(run: Path) -> list[Path]:
+    """The picture of the last epoch of which there is one; none where there is none."""
+    return sorted(run.glob(_EPOCHS.format("*")))[-1:]
 
 
 def put(path: Path, content: bytes) -> None:

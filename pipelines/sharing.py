@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from pipelines.config import RunConfig, digest, plain
 from pipelines.ranges import LISTED
+from pipelines.runs import Run
 from pipelines.space import VARIANT, SweepConfig, neighbours
 
 
@@ -15,11 +16,12 @@ from pipelines.space import VARIANT, SweepConfig, neighbours
 class Shared:
     """One data set and its teachers, as one of the trials has them."""
 
-    run: RunConfig
-    layers: Mapping[str, frozenset[str]]  # by teacher: those that any of the trials reads
+    run: Run
+    # by teacher of a student: those that any of the trials reads
+    layers: Mapping[str, frozenset[str]]
 
 
-def inputs_key(run: RunConfig) -> str:
+def inputs_key(run: Run) -> str:
     """Names the data set and the teachers of a run; runs of one key share their inputs."""
     content = plain(run)
     return digest([content["data"], content["teacher"]])
@@ -38,17 +40,19 @@ def shared(config: SweepConfig) -> dict[str, Shared]:
     return found
 
 
-def _layers(near: list[RunConfig], run: RunConfig) -> Mapping[str, frozenset[str]]:
+def _layers(near: list[Run], run: Run) -> Mapping[str, frozenset[str]]:
     """Of the run's teachers the layers that its trials will read, whose losses differ."""
     layers: dict[str, frozenset[str]] = {}
     for other in near:
+        if not isinstance(other, RunConfig):
+            continue
         taught = other.model_copy(update={"teacher": run.teacher})
         for label, read in taught.teacher_layers.items():
             layers[label] = layers.get(label, frozenset()).union(read)
     return layers
 
 
-def _differing(config: SweepConfig) -> Iterator[RunConfig]:
+def _differing(config: SweepConfig) -> Iterator[Run]:
     """A run for every data set and teacher that the sweep's trials can have."""
     for variant in config.variants or [None]:
         ranges = {

@@ -12,22 +12,29 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
+from kdcore.checks import unknown_name
 from kdcore.losses import LOSSES, Loss
-from pipelines.config import RunConfig, plain
+from pipelines.config import plain
 from pipelines.custom_losses import FLAG, is_custom, loss_line
+from pipelines.methods import AGREEMENT
 from pipelines.ranges import KINDS, Range
+from pipelines.runs import Run
 from pipelines.strict import Strict, validated
 
 VARIANT, SEED = "variant", "seed"
+_GREATER_IS_BETTER = ("val/top1", "val/elbo", AGREEMENT)
 _FIXED = ("name", "runs", "caches", "workers", FLAG)
 # what must fit pictures, networks and losses
-_OF_NETWORKS = ("student", "teacher", "data", "losses", "synthetic", "batch_size")
+_OF_NETWORKS = (
+    *("student", "teacher", "data", "losses", "synthetic", "batch_size"),
+    *("model", "mode", "distil", "scratch", "continual"),
+)
 
 
 class SearchConfig(Strict):
     """How a space is searched, and what for."""
 
-    metric: Literal["val/top1", "val/nll", "val/calibration_error"] = "val/top1"
+    metric: str = "val/top1"  # one of those that the base's kind of run measures
     mode: Literal["max", "min"] = "max"  # as the metric has it
     algorithm: Literal["grid", "random", "optuna"] = "grid"
     num_samples: PositiveInt = 1  # of random and optuna: configurations, each with all its seeds
@@ -43,7 +50,7 @@ class SearchConfig(Strict):
     def _mode_of_metric(cls, value: Any) -> Any:
         if not isinstance(value, dict):
             return value
-        better = "max" if value.get("metric", "val/top1") == "val/top1" else "min"
+        better = "max" if value.get("metric", "val/top1") in _GREATER_IS_BETTER else "min"
         if value.setdefault("mode", better) != better:
             raise ValueError(f"mode: {value['metric']} is better the other way: leave mode out")
         return value
@@ -58,7 +65,7 @@ class SweepConfig(Strict):
     """
 
     name: str = "sweep"
-    base: RunConfig
+    base: Run
     variants: dict[str, dict[str, Any]] = {}  # by name: dotted path: value or range
     space: dict[str, Range] = {}
     seeds: PositiveInt = 1
@@ -67,6 +74,10 @@ class SweepConfig(Strict):
     @model_validator(mode="after")
     def _searchable(self) -> SweepConfig:
         search = self.search
+        if search.metric not in self.base.metrics:
+            raise ValueError(
+                f"search.metric: {unknown_name('metric', search.metric, self.base.metrics)}"
+            )
         for place, paths in {"space": self.space, **self._of_variants}.items():
             fixed = [path for path in paths if path.split(".")[0] in _FIXED]
             if fixed:
@@ -108,13 +119,18 @@ class SweepConfig(Strict):
             raise ValueError(
                 f"space.{path}: pbt multiplies numbers: give `uniform` or `loguniform` above 0"
             )
-        try:
-            self.run({path: {"steps": {0: values.given[0]}}})
-        except ValueError:
+        if not (path.startswith("losses.") and self._takes_schedule(path, values.given[0])):
             raise ValueError(
                 f"space.{path}: pbt changes weights and parameters of losses that take a schedule, "
                 "`losses.*.weight` among them; this is none"
-            ) from None
+            )
+
+    def _takes_schedule(self, path: str, number: float) -> bool:
+        try:
+            self.run({path: {"steps": {0: number}}})
+        except ValueError:
+            return False
+        return True
 
     @model_validator(mode="after")
     def _every_value_is_a_run(self) -> SweepConfig:
@@ -153,7 +169,7 @@ class SweepConfig(Strict):
         own = self._of_variants[f"variants.{variant}"] if variant else {}
         return self.space | {path: held for path, held in own.items() if isinstance(held, Range)}
 
-    def run(self, point: Mapping[str, Any]) -> RunConfig:
+    def run(self, point: Mapping[str, Any]) -> Run:
         """The run at a point of the space, which may leave dimensions at the base's values.
 
         A range of the point's own variant that the point leaves out is at its first value.
@@ -217,7 +233,7 @@ def _drawn(config: SweepConfig, number: int) -> dict[str, Any]:
     return sample
 
 
-def neighbours(config: SweepConfig) -> list[RunConfig]:
+def neighbours(config: SweepConfig) -> list[Run]:
     """Runs whose networks and losses stand for all trials': what fits them fits the sweep.
 
     Of a grid every point, seeds apart; else the base and every variant, with one listed value or
@@ -246,7 +262,7 @@ def distinct(config: SweepConfig, points: Iterable[Mapping[str, Any]]) -> list[d
     return list(seen.values())
 
 
-def changed(run: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
+def changed(run: Run, changes: Mapping[str, Any]) -> Run:
     """The run with the values at some dotted paths replaced, validated again.
 
     Losses are set before their parameters, whatever the order.
@@ -254,7 +270,7 @@ def changed(run: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
     content = plain(run)
     for path in sorted(changes, key=lambda path: not path.endswith(".loss")):
         content = override(content, path, changes[path])
-    return validated(RunConfig, content, where=run.name)
+    return validated(type(run), content, where=run.name)
 
 
 def override(content: Mapping[str, Any], path: str, value: Any) -> dict[str, Any]:

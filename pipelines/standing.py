@@ -74,3 +74,7 @@ class Standing:
 
 # told whenever something has changed
 Show = Callable[[Standing], None]
+
+
+def unseen(standing: Standing) -> None:
+    """Shows nothing: for callers whom nobody watches."""

@@ -35,7 +35,7 @@ from pipelines.report import Row, Trial, best_trial, ranked
 from pipelines.sharing import inputs_key, shared
 from pipelines.sources import Pictures
 from pipelines.space import SweepConfig, neighbours
-from pipelines.standing import Show
+from pipelines.standing import Show, unseen
 from pipelines.strict import validated
 from pipelines.tracking import COMMIT, TrackedRun, Tracker, commit
 from pipelines.train import RESULT, Finished, Inputs, finished
@@ -62,9 +62,9 @@ def sweep(
     config: SweepConfig,
     *,
     watch: jobs.Watch,
-    show: Show,
     tracker: Tracker,
     verbose: bool,
+    show: Show = unseen,
     command: str = "",
 ) -> Outcome:
     """Run every trial and judge the students; the test split is seen by the chosen one only.

@@ -14,10 +14,9 @@ from kdcore.datafree.synthesis import Synthesizer
 from kdcore.rows import num_workers, sum_over_workers
 from kdcore.taps import Tapped
 from pipelines.config import RunConfig
-from pipelines.methods import SyntheticConfig
-from pipelines.samples import grid, png, put
+from pipelines.methods import AGREEMENT, SyntheticConfig
+from pipelines.samples import epoch_grid, grid, png, put
 
-AGREEMENT = "synthetic/agreement"
 SAMPLES = 10  # grids of pictures in a run, unless it says otherwise
 HELD_OUT = 8  # of so many pictures one is kept to judge students by, where that is asked for
 
@@ -70,7 +69,7 @@ def synthetic_metrics(
 
 def sample_of(run: RunConfig, epoch: int) -> Path:
     """Where some pictures of an epoch are drawn, if they are."""
-    return run.folder / "synthetic" / f"epoch-{epoch:05d}.png"
+    return epoch_grid(run.folder, epoch)
 
 
 def draw_sample(run: RunConfig, batches: SyntheticBatches, epoch: int) -> None:

@@ -10,7 +10,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Thread
-from typing import Any
+from typing import Any, Protocol
 
 import ray.train
 import torch
@@ -23,14 +23,16 @@ from ray.train.v2.api.config import LoggingConfig
 from ray.util.queue import Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from kdcore.rows import num_workers
 from kdcore.taps import Tapped
 from kdcore.types import Classifier
 from pipelines.build import build_step
 from pipelines.cluster import num_cores, worker_resources, workers_at_once
 from pipelines.config import RunConfig, plain
 from pipelines.data import Reader, TeacherRows
-from pipelines.loop import BEST, LAST, STATE, Metrics, Progress, fit, keep, pick_device
+from pipelines.loop import BEST, LAST, STATE, Metrics, Progress, Report, fit, keep, pick_device
 from pipelines.models import read_state
+from pipelines.runs import Run, run_of
 from pipelines.sources import Pictures
 
 RESULT = "result.json"
@@ -90,6 +92,22 @@ class Inputs:
             )
         return replace(self, teachers={label: self.teachers[label] for label in wanted})
 
+    def fit(
+        self, run: RunConfig, *, report: Report, resume: Path | None = None, rank: int = 0
+    ) -> Progress:
+        """Train the run in this process, or this worker's part of it."""
+        ready, device = self.only(run.heard), pick_device()
+        workers = num_workers()
+        return fit(
+            run,
+            build_step(run, ready.pictures, ready.classifiers),
+            Reader(run, ready.pictures, ready.rows, rank, workers),
+            report=report,
+            resume=resume,
+            live=ready.live(device),
+            device=device,
+        )
+
     def live(self, device: torch.device) -> Mapping[str, Tapped]:
         """The live teachers, on the device."""
         return {
@@ -97,6 +115,18 @@ class Inputs:
             for name, held in self.teachers.items()
             if held.live is not None
         }
+
+
+class RunInputs(Protocol):
+    """What a run of any kind trains on, which knows how."""
+
+    fingerprint: str  # of every cache, a blank between them
+
+    def fit(
+        self, run: Any, *, report: Report, resume: Path | None = None, rank: int = 0
+    ) -> Progress:
+        """Train the run in this process, or this worker's part of it."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -113,7 +143,7 @@ class Finished:
         return self.folder / BEST
 
 
-def finished(run: RunConfig) -> Finished | None:
+def finished(run: Run) -> Finished | None:
     """The result of this very run, if it has been trained to its end."""
     file = run.folder / RESULT
     if not file.exists():
@@ -122,34 +152,24 @@ def finished(run: RunConfig) -> Finished | None:
     return Finished(run.folder, held["history"], held["best"])
 
 
-def train_here(run: RunConfig, inputs: Inputs, on_epoch: OnEpoch) -> Finished:
+def train_here(run: Run, inputs: RunInputs, on_epoch: OnEpoch) -> Finished:
     """Train in this process, going on from the run's own checkpoint where there is one."""
     with _alone(run) as done:
         return _told(done, on_epoch) if done else _train_here(run, inputs, on_epoch)
 
 
-def _train_here(run: RunConfig, inputs: Inputs, on_epoch: OnEpoch) -> Finished:
-    inputs = inputs.only(run.heard)
-
+def _train_here(run: Run, inputs: RunInputs, on_epoch: OnEpoch) -> Finished:
     def report(metrics: Metrics | None, folder: Path | None) -> None:
         if folder is not None:
             keep(folder, run.folder)
         if metrics is not None:
             on_epoch(metrics)
 
-    progress = fit(
-        run,
-        build_step(run, inputs.pictures, inputs.classifiers),
-        Reader(run, inputs.pictures, inputs.rows),
-        report=report,
-        resume=run.folder if (run.folder / STATE).exists() else None,
-        live=inputs.live(pick_device()),
-        device=pick_device(),
-    )
-    return _finish(run, progress)
+    resume = run.folder if (run.folder / STATE).exists() else None
+    return _finish(run, inputs.fit(run, report=report, resume=resume))
 
 
-def branch_off(run: RunConfig, parent: RunConfig, *, epochs: int) -> None:
+def branch_off(run: Run, parent: Run, *, epochs: int) -> None:
     """Let a run begin with a copy of what another is after so many epochs, in which both agree.
 
     Nothing is done where the run has a state already, or where the parent is not there, or further
@@ -168,14 +188,14 @@ def branch_off(run: RunConfig, parent: RunConfig, *, epochs: int) -> None:
             keep(Path(folder), run.folder)
 
 
-def train_on_workers(run: RunConfig, inputs: Inputs, on_epoch: OnEpoch) -> Finished:
+def train_on_workers(run: Run, inputs: RunInputs, on_epoch: OnEpoch) -> Finished:
     """Train with DDP on ``run.workers`` workers of Ray Train, following them from this process."""
     with _forwarded(on_epoch) as callback:
         return train_with_callback(run, ray.put(inputs), callback, on_epoch)
 
 
 def train_with_callback(
-    run: RunConfig, inputs: ray.ObjectRef, callback: UserCallback, on_epoch: OnEpoch
+    run: Run, inputs: ray.ObjectRef, callback: UserCallback, on_epoch: OnEpoch
 ) -> Finished:
     """Train with DDP on workers whose reports ``callback`` receives in Ray Train's controller.
 
@@ -206,7 +226,7 @@ def train_with_callback(
         return result
 
 
-def _trainer(run: RunConfig, inputs: ray.ObjectRef, callback: UserCallback) -> TorchTrainer:
+def _trainer(run: Run, inputs: ray.ObjectRef, callback: UserCallback) -> TorchTrainer:
     resources = worker_resources()
     return TorchTrainer(
         _worker,
@@ -229,7 +249,7 @@ def _trainer(run: RunConfig, inputs: ray.ObjectRef, callback: UserCallback) -> T
 
 
 @contextmanager
-def _alone(run: RunConfig) -> Iterator[Finished | None]:
+def _alone(run: Run) -> Iterator[Finished | None]:
     """The run's folder for this process alone; whoever had to wait may find the run finished."""
     run.folder.mkdir(parents=True, exist_ok=True)
     with FileLock(run.folder / _LOCK):
@@ -282,9 +302,8 @@ class _Forward(UserCallback):
 
 def _worker(config: dict[str, Any]) -> None:
     context = ray.train.get_context()
-    run = RunConfig.model_validate(config["run"])
-    held: Inputs = ray.get(config["inputs"][0])
-    inputs = held.only(run.heard)
+    run, held = run_of(config["run"]), config["inputs"][0]
+    inputs: RunInputs = ray.get(held)
     # not by how many are on this node: sums are rounded by the number of threads, and a run that
     # goes on elsewhere is to have the same numbers
     torch.set_num_threads(max(1, num_cores() // run.workers))
@@ -293,24 +312,17 @@ def _worker(config: dict[str, Any]) -> None:
         checkpoint = None if folder is None else Checkpoint.from_directory(str(folder))
         ray.train.report(metrics or {}, checkpoint=checkpoint)
 
-    step = build_step(run, inputs.pictures, inputs.classifiers)
-    reader = Reader(
-        run, inputs.pictures, inputs.rows, context.get_world_rank(), context.get_world_size()
-    )
     checkpoint = ray.train.get_checkpoint()
     with checkpoint.as_directory() if checkpoint else nullcontext() as folder:
-        fit(
+        inputs.fit(
             run,
-            step,
-            reader,
             report=report,
             resume=Path(folder) if folder else None,
-            live=inputs.live(pick_device()),
-            device=pick_device(),
+            rank=context.get_world_rank(),
         )
 
 
-def _finish(run: RunConfig, progress: Progress) -> Finished:
+def _finish(run: Run, progress: Progress) -> Finished:
     """Write the run's final marker: it is finished because this file is there."""
     content = {"run": plain(run), "history": progress.history, "best": progress.best}
     arriving = run.folder / f".{RESULT}"

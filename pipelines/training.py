@@ -17,15 +17,12 @@ from pipelines.build import teacher_precision
 from pipelines.config import RunConfig
 from pipelines.data import Reader
 from pipelines.synthetic import (
-    AGREEMENT,
     draw_sample,
-    method_of,
     synthetic_batches,
     synthetic_metrics,
     taught_by,
 )
 
-ACCURACY = "val/top1"
 Live = Mapping[str, Tapped]
 
 
@@ -35,11 +32,6 @@ class TrainingBatches(ABC):
     @abstractmethod
     def epoch(self, number: int, *, start: int = 0) -> Iterator[Batch]:
         """Those of an epoch, which count from 0, from batch ``start`` on."""
-
-    @property
-    @abstractmethod
-    def judged_by(self) -> str:
-        """The metric whose greatest value makes an epoch's student the best."""
 
     @property
     @abstractmethod
@@ -89,10 +81,6 @@ class _OfData(TrainingBatches):
         return with_teachers(self.run, batches, self.live, self.device)
 
     @property
-    def judged_by(self) -> str:
-        return ACCURACY
-
-    @property
     def parts(self) -> Mapping[str, Any]:
         return {}
 
@@ -114,10 +102,6 @@ class _Synthetic(TrainingBatches):
     def epoch(self, number: int, *, start: int = 0) -> Iterator[Batch]:
         # from the first on: RunConfig allows no checkpoint within an epoch
         return with_teachers(self.run, self.batches.epoch(number), self.others, self.device)
-
-    @property
-    def judged_by(self) -> str:
-        return AGREEMENT if method_of(self.run).select == "agreement" else ACCURACY
 
     @property
     def parts(self) -> Mapping[str, Any]:

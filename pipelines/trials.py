@@ -23,7 +23,7 @@ from pipelines.searchers import ProposeByOptuna, proposals_in
 from pipelines.space import SEED, SweepConfig, points
 from pipelines.standing import Show, Standing
 from pipelines.tracking import TrackedRun, Tracker
-from pipelines.train import Inputs, finished
+from pipelines.train import RunInputs, finished
 from pipelines.trial import changes_of, run_trial
 
 PROPOSALS = "proposals.jsonl"  # of a search that learns, in the sweep's folder
@@ -31,7 +31,7 @@ PROPOSALS = "proposals.jsonl"  # of a search that learns, in the sweep's folder
 
 def run_trials(
     config: SweepConfig,
-    inputs: Mapping[str, Inputs],
+    inputs: Mapping[str, RunInputs],
     *,
     proposals: Path,
     show: Show,

@@ -12,7 +12,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 CHECKED = (
     *("augment", "config", "formats", "methods", "networks", "optimizer"),
-    *("ranges", "space", "strict", "terms", "transfer"),
+    *("ranges", "runs", "space", "strict", "terms", "transfer"),
+    *(f"generative.{name}" for name in ("config", "modes", "networks", "tables")),
 )
 TRAINING = ("following", "populations", "train", "trial", "trials")
 PARQUET = ("columns", "forward", "inspection", "parts", "read", "storage")
@@ -22,7 +23,7 @@ OWNERS = {
     "filelock": {"cache.read", "cache.storage", "train"},
     "jaxtyping": {"diagnostics"},
     "jinja2": {"page"},
-    "matplotlib": {"figures", "overviews", "page", "responses"},
+    "matplotlib": {"figures", "generative.figures", "overviews", "page", "responses"},
     "mlflow": {"registry", "tracking"},
     "onnxruntime": {"exports"},
     "optuna": {"searchers"},

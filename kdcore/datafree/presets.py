@@ -17,7 +17,6 @@ from kdcore.datafree.plans import (
     Pixels,
     Weighted,
 )
-from kdcore.datafree.priors import PRIORS
 from kdcore.datafree.targets import (
     Classes,
     DirichletPredictions,
@@ -200,18 +199,3 @@ PRESETS: Mapping[str, Method] = {
     "fast": FAST,
     "noise": NOISE,
 }
-
-
-def without_batch_norm(*, online: bool | None = None) -> list[str]:
-    """The methods that a teacher without BatchNorm can be asked for: all, or those of one kind.
-
-    ``online`` are those that make pictures while their student learns.
-    """
-    return [
-        name
-        for name, method in PRESETS.items()
-        if online in (None, not isinstance(method.schedule, Offline))
-        and not any(
-            PRIORS[prior].needs_batch_norm for prior, one in method.priors.items() if one.weight
-        )
-    ]

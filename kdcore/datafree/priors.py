@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, final
 
 import torch
@@ -14,16 +13,11 @@ from torch import Tensor, nn
 
 from kdcore.checks import unknown_name
 from kdcore.datafree import adversaries, images, predictions, statistics
-from kdcore.datafree.augmentation import resized_crop
 from kdcore.datafree.contrast import Contrast
-from kdcore.datafree.draws import Draw
-from kdcore.datafree.observation import Observation, observe
 from kdcore.datafree.plans import Weighted
-from kdcore.datafree.statistics import Moments, Remembering
-from kdcore.datafree.targets import LOGITS
+from kdcore.datafree.seen import Seen
+from kdcore.datafree.statistics import Remembering
 from kdcore.rows import gather_rows
-from kdcore.taps import Tapped
-from kdcore.terms import feature_of
 
 OF_BATCH_NORM = {"moments", "running", "instance", "local_instance"}
 
@@ -101,65 +95,6 @@ def check_priors(weighted: Mapping[str, Weighted]) -> None:
         for key in one.params:
             if key not in known:
                 raise ValueError(unknown_name(f"parameter of prior {name}", key, known))
-
-
-@final
-class Seen:
-    """All that a batch of pictures can be judged by, each computed when a prior first asks.
-
-    Networks see the ``view``; priors on the pictures themselves see ``image``.
-    """
-
-    def __init__(
-        self,
-        image: Float[Tensor, "b c h w"],
-        view: Float[Tensor, "b c h w"],
-        target: Tensor,
-        *,
-        teacher: Tapped,
-        students: Sequence[nn.Module] = (),
-        draw: Draw,
-    ) -> None:
-        self.image, self.view, self.target = image, view, target
-        self._teacher, self._students, self._draw = teacher, students, draw
-
-    @cached_property
-    def observation(self) -> Observation:
-        return observe(self._teacher, self.view)
-
-    @property
-    def teacher(self) -> Tensor:
-        return self.observation.outputs.logits
-
-    @cached_property
-    def students(self) -> list[Tensor]:
-        return [student(self.view).logits for student in self._students]
-
-    def value(self, key: str, layer: str, student: Tensor | None) -> Any:
-        """What a prior's parameter of this name stands for."""
-        if key == "student":
-            return student
-        return self.feature(layer) if key == "feature" else getattr(self, key)
-
-    def feature(self, layer: str) -> Tensor:
-        outputs = self.observation.outputs
-        return outputs.logits if layer == LOGITS else feature_of("teacher", outputs, layer)
-
-    @cached_property
-    def moments(self) -> tuple[Moments, ...]:
-        return self.observation.moments
-
-    @property
-    def running(self) -> tuple[Moments, ...]:
-        return self.observation.running
-
-    @cached_property
-    def instance(self) -> Tensor:
-        return self.observation.instance
-
-    @cached_property
-    def local_instance(self) -> Tensor:
-        return observe(self._teacher, resized_crop(self.image, self._draw)).instance
 
 
 @final

@@ -13,13 +13,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from kdcore.datafree.changeable import mean_over_workers
 from kdcore.datafree.draws import Draw, rows_of_worker
 from kdcore.datafree.images import Normalisation
-from kdcore.datafree.observation import has_batch_norm
-from kdcore.datafree.parametrisations import mean_over_workers, parametrisation
-from kdcore.datafree.plans import Method, Offline
-from kdcore.datafree.presets import without_batch_norm
-from kdcore.datafree.priors import PRIORS, Priors, Seen
+from kdcore.datafree.parametrisations import parametrisation
+from kdcore.datafree.plans import Method
+from kdcore.datafree.priors import Priors
+from kdcore.datafree.requirements import check_students, check_teacher
+from kdcore.datafree.seen import Seen
 from kdcore.datafree.targets import Records, classes_in_turn, drawn_targets
 from kdcore.taps import Tapped
 
@@ -57,9 +58,8 @@ class Synthesizer:
         records: Records | None = None,
         seed: int = 0,
     ) -> None:
-        _check_teacher(teacher, method)
-        if not students and any(PRIORS[name].needs_student for name in _named(method)):
-            raise ValueError("this method makes pictures against a student: give it `students`")
+        check_teacher(teacher, method)
+        check_students(students, method)
         self.teacher, self.method = teacher, method
         self.students, self.records, self.seed = tuple(students), records, seed
         self.shape = tuple(shape)
@@ -189,27 +189,6 @@ class Synthesizer:
         if self.heads is not None:
             self.heads.load_state_dict(state["heads"])
         self.rounds, self.count = state["rounds"], state["count"]
-
-
-def _named(method: Method) -> list[str]:
-    return [name for name, one in method.priors.items() if one.weight and name in PRIORS]
-
-
-def _check_teacher(teacher: Tapped, method: Method) -> None:
-    training = any(module.training for module in teacher.modules())
-    if training or any(held.requires_grad for held in teacher.parameters()):
-        raise ValueError(
-            "the teacher is not frozen: its statistics or gradients would move; pass it through "
-            "freeze() first"
-        )
-    needing = [name for name in _named(method) if PRIORS[name].needs_batch_norm]
-    if needing and not has_batch_norm(teacher.net):
-        online = not isinstance(method.schedule, Offline)
-        raise ValueError(
-            f"the priors {needing} compare with the statistics that BatchNorm keeps, and "
-            f"{type(teacher.net).__name__} has no such layer; methods that work without: "
-            f"{', '.join(without_batch_norm(online=online))}"
-        )
 
 
 @contextmanager

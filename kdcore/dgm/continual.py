@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from kdcore.dgm.distiller import DGMDistiller
 from kdcore.dgm.objective import Objective
+from kdcore.dgm.row_noise import NoiseSource
 from kdcore.dgm.variational import Elbo, Variational, negative_elbo
 
 Replay = Literal["distilled", "generated"]
@@ -52,13 +53,13 @@ class ContinualStep(nn.Module):
         self._new_share, self._old_weight, self._replay = new_share, old_weight, replay
 
     def forward(
-        self, image: Float[Tensor, "b c h w"], *, noise: torch.Generator | None = None
+        self, image: Float[Tensor, "b c h w"], *, noise: NoiseSource | None = None
     ) -> Float[Tensor, ""]:
         learned = self._elbo(image, self._new, noise).loss
         kept = self._old_loss(image, noise)
         return ((1 - self._new_share) * self._old_weight * kept + self._new_share * learned) / 2
 
-    def _old_loss(self, like: Tensor, noise: torch.Generator | None) -> Tensor:
+    def _old_loss(self, like: Tensor, noise: NoiseSource | None) -> Tensor:
         inputs = {"condition": self._condition(like, self._old)}
         if self._replay == "distilled":
             loss: Tensor = self._remembered(len(like), inputs=inputs, generator=noise).loss
@@ -66,7 +67,7 @@ class ContinualStep(nn.Module):
         dream = self._remembered.run_teacher(len(like), inputs=inputs, generator=noise)
         return self._elbo(dream.values("target")["y"], self._old, noise).loss
 
-    def _elbo(self, image: Tensor, condition: int, noise: torch.Generator | None) -> Elbo:
+    def _elbo(self, image: Tensor, condition: int, noise: NoiseSource | None) -> Elbo:
         inputs = {"condition": self._condition(image, condition)}
         return negative_elbo(self.model.infer({"y": image}, inputs=inputs, noise=noise))
 

@@ -14,6 +14,7 @@ from kdcore.dgm.coupling import NoiseMap, student_name
 from kdcore.dgm.families import Gradient
 from kdcore.dgm.marginals import marginal_divergence
 from kdcore.dgm.objective import Objective, group_of
+from kdcore.dgm.row_noise import NoiseSource
 from kdcore.dgm.trace import Trace
 
 Mode = Literal["surrogate", "local", "marginalized"]
@@ -81,7 +82,7 @@ class DGMDistiller(nn.Module):
         inputs: Mapping[str, Tensor] = _NO_TENSORS,
         targets: Mapping[str, Tensor] = _NO_TENSORS,
         teacher_trace: Trace | None = None,
-        generator: torch.Generator | None = None,
+        generator: NoiseSource | None = None,
     ) -> Distilled:
         """The loss on ``num_rows`` rows, each with its ``num_noise`` samples of noise.
 
@@ -113,7 +114,7 @@ class DGMDistiller(nn.Module):
         *,
         inputs: Mapping[str, Tensor] = _NO_TENSORS,
         targets: Mapping[str, Tensor] = _NO_TENSORS,
-        generator: torch.Generator | None = None,
+        generator: NoiseSource | None = None,
     ) -> Trace:
         """One run of the teacher, ``num_noise`` times as long, without a graph."""
         trace = Trace(
@@ -125,7 +126,7 @@ class DGMDistiller(nn.Module):
         self.teacher(trace)
         return trace
 
-    def _run_student(self, teacher: Trace, generator: torch.Generator | None) -> Trace:
+    def _run_student(self, teacher: Trace, generator: NoiseSource | None) -> Trace:
         noise, values = {}, teacher.values("target")
         for name, site in teacher.of_kind("latent").items():
             own = student_name(self._match, name)
@@ -152,7 +153,7 @@ class DGMDistiller(nn.Module):
         return {name: v.repeat_interleave(self._num_noise, dim=0) for name, v in values.items()}
 
     def _marginalized(
-        self, num_rows: int, inputs: Mapping[str, Tensor], generator: torch.Generator | None
+        self, num_rows: int, inputs: Mapping[str, Tensor], generator: NoiseSource | None
     ) -> Distilled:
         loss = marginal_divergence(
             self._objective.target,

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from kdcore.dgm.row_noise import NoiseSource
 from kdcore.dgm.trace import TargetValue, Trace
 from kdcore.metrics.two_samples import sample_distances
 
@@ -36,7 +37,7 @@ def generation_distances(
     inputs: Mapping[str, Tensor] = _NO_TENSORS,
     data: Mapping[str, Tensor] = _NO_TENSORS,
     paired: bool = False,
-    generator: torch.Generator | None = None,
+    generator: NoiseSource | None = None,
 ) -> dict[str, float]:
     """``sample_distances`` under the names "<comparison>/<distance>", and the number of rows.
 

@@ -26,7 +26,8 @@ from torch.distributions import (
     constraints,
 )
 
-NoiseLaw = Literal["normal", "uniform", "gumbel", "none"]
+from kdcore.dgm.row_noise import NoiseLaw, NoiseSource, RowNoise
+
 Gradient = Literal["none", "straight_through"]  # what passes back through a discrete variable
 
 
@@ -121,7 +122,7 @@ def noise_shape(distribution: Distribution) -> Size:
     return distribution.batch_shape + distribution.event_shape
 
 
-def draw_noise(distribution: Distribution, generator: torch.Generator | None) -> Tensor | None:
+def draw_noise(distribution: Distribution, generator: NoiseSource | None) -> Tensor | None:
     """Noise for one value of a distribution, in its type and on its device; None for a ``Delta``.
 
     Raises TypeError like ``family_of``.
@@ -142,11 +143,11 @@ def push(
     return family_of(distribution).push(distribution, noise, gradient)
 
 
-def _draw(
-    law: NoiseLaw, shape: Size, like: Tensor, generator: torch.Generator | None
-) -> Tensor | None:
+def _draw(law: NoiseLaw, shape: Size, like: Tensor, generator: NoiseSource | None) -> Tensor | None:
     if law == "none":
         return None
+    if isinstance(generator, RowNoise):
+        return generator.draw(law, shape, like)
     empty = torch.empty(shape, dtype=like.dtype, device=like.device)
     if law == "normal":
         return empty.normal_(generator=generator)

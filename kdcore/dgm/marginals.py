@@ -15,6 +15,7 @@ from torch.distributions import Distribution, MultivariateNormal, Normal
 
 from kdcore.dgm.divergences import DivergenceName, divergence
 from kdcore.dgm.families import family_of, innermost
+from kdcore.dgm.row_noise import NoiseSource
 from kdcore.dgm.trace import Kind, Trace
 
 _MOST_CONFIGURATIONS = 2**16
@@ -27,7 +28,7 @@ def marginal_divergence(
     num_rows: int,
     *,
     inputs: Mapping[str, Tensor],
-    generator: torch.Generator | None = None,
+    generator: NoiseSource | None = None,
 ) -> Float[Tensor, ""]:
     r"""The mean over inputs of the divergence between the targets' marginals.
 
@@ -112,7 +113,7 @@ def _enumerated_kl(
     student: nn.Module,
     num_rows: int,
     inputs: Mapping[str, Tensor],
-    generator: torch.Generator | None,
+    generator: NoiseSource | None,
 ) -> Float[Tensor, ""]:
     with torch.no_grad():
         run = Trace(num_rows, inputs=inputs, generator=generator)

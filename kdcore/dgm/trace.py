@@ -19,6 +19,7 @@ from torch.distributions import Distribution
 
 from kdcore.checks import unknown_name
 from kdcore.dgm.families import Delta, Gradient, draw_noise, family_of, innermost, noise_shape, push
+from kdcore.dgm.row_noise import NoiseSource
 
 Kind = Literal["latent", "target"]
 TargetValue = Literal["draw", "mean", "mode"]
@@ -61,7 +62,7 @@ class Trace:
         values: Mapping[str, Tensor] = _NOTHING,
         gradient: Gradient = "none",
         targets: TargetValue = "draw",
-        generator: torch.Generator | None = None,
+        generator: NoiseSource | None = None,
     ) -> None:
         self.num_rows = num_rows
         self.sites: dict[str, Site] = {}

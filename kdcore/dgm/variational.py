@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from kdcore.dgm.distances import distances, sum_of
+from kdcore.dgm.row_noise import NoiseSource
 from kdcore.dgm.trace import Trace
 from kdcore.schedules import Schedule
 
@@ -40,7 +41,7 @@ class Variational(nn.Module, ABC):
         observed: Mapping[str, Tensor],
         *,
         inputs: Mapping[str, Tensor] = _NO_TENSORS,
-        noise: torch.Generator | None = None,
+        noise: NoiseSource | None = None,
     ) -> Inferred:
         """Both runs, for targets by name and what the model is conditioned on."""
 
@@ -91,7 +92,7 @@ class NegativeElbo(nn.Module):
         *,
         inputs: Mapping[str, Tensor] = _NO_TENSORS,
         epoch: float = 0.0,
-        noise: torch.Generator | None = None,
+        noise: NoiseSource | None = None,
     ) -> Elbo:
         weight = self._kl_weight
         inferred = self.model.infer(observed, inputs=inputs, noise=noise)
@@ -118,13 +119,13 @@ class WakeSleep(nn.Module):
         self.generator, self.recognition = generator, recognition
 
     def forward(
-        self, observed: Mapping[str, Tensor], *, noise: torch.Generator | None = None
+        self, observed: Mapping[str, Tensor], *, noise: NoiseSource | None = None
     ) -> Float[Tensor, ""]:
         num_rows = len(next(iter(observed.values())))
         return self.wake(observed, num_rows, noise=noise) + self.sleep(num_rows, noise=noise)
 
     def wake(
-        self, observed: Mapping[str, Tensor], num_rows: int, *, noise: torch.Generator | None
+        self, observed: Mapping[str, Tensor], num_rows: int, *, noise: NoiseSource | None
     ) -> Float[Tensor, ""]:
         """How unlikely the generator finds the data with the recognised latents."""
         recognised = Trace(num_rows, inputs=observed, generator=noise)
@@ -134,7 +135,7 @@ class WakeSleep(nn.Module):
         self.generator(joint)
         return -joint.log_prob().mean()
 
-    def sleep(self, num_rows: int, *, noise: torch.Generator | None) -> Float[Tensor, ""]:
+    def sleep(self, num_rows: int, *, noise: NoiseSource | None) -> Float[Tensor, ""]:
         """How unlikely the recognition finds the latents of what the generator dreamt."""
         dream = Trace(num_rows, generator=noise)
         with torch.no_grad():

@@ -99,9 +99,7 @@ def main(name: str) -> None:
     assert isinstance(config, SweepConfig)
     made_at = commit().get("mlflow.source.git.commit", "unknown")
     started = time.monotonic()
-    outcome = sweep(
-        config, watch=watch, show=lambda standing: None, tracker=Tracker(), verbose=False
-    )
+    outcome = sweep(config, watch=watch, tracker=Tracker(), verbose=False)
     minutes = (time.monotonic() - started) / 60
     base, trained = config.base, training_seconds(outcome.rows) / 60
     seeds = len(outcome.rows[0].values)

@@ -11,10 +11,12 @@ from scipy import stats
 from torch import Tensor
 
 from kdcore.datafree.augmentation import Augmentation, cropped, flipped, resized_crop, rolled
+from kdcore.datafree.dirichlet import dirichlet
 from kdcore.datafree.draws import Draw, Stream
+from kdcore.datafree.generated import reptile_gradient
 from kdcore.datafree.generators import GeneratorNetwork, redraw
 from kdcore.datafree.images import Normalisation
-from kdcore.datafree.parametrisations import parametrisation, reptile_gradient
+from kdcore.datafree.parametrisations import parametrisation
 from kdcore.datafree.plans import Adapted, Generators, Pixels
 from kdcore.datafree.priors import PRIORS
 from kdcore.datafree.statistics import AveragedDistance, Moments, statistics_distance
@@ -27,7 +29,6 @@ from kdcore.datafree.targets import (
     class_similarity,
     classes_in_turn,
     correlations,
-    dirichlet,
     drawn_targets,
     measure_records,
 )

@@ -19,8 +19,9 @@ from kdcore.datafree.memory import Pool
 from kdcore.datafree.observation import observe
 from kdcore.datafree.plans import Alternation, Method, Offline, Weighted
 from kdcore.datafree.predictions import class_imbalance, class_shares
-from kdcore.datafree.presets import PRESETS, without_batch_norm
+from kdcore.datafree.presets import PRESETS
 from kdcore.datafree.priors import PRIORS
+from kdcore.datafree.requirements import without_batch_norm
 from kdcore.datafree.selection import agreement
 from kdcore.datafree.statistics import Moments, statistics_distance, statistics_divergence
 from kdcore.datafree.synthesis import Synthesizer

@@ -23,13 +23,13 @@ from kdcore.datafree.adversaries import (
     masked_disagreement,
 )
 from kdcore.datafree.contrast import view_contrast
+from kdcore.datafree.generated import reptile_gradient
 from kdcore.datafree.images import (
     batch_length,
     mean_length,
     total_variation,
     total_variation_norm,
 )
-from kdcore.datafree.parametrisations import reptile_gradient
 from kdcore.datafree.predictions import (
     class_cross_entropy,
     class_imbalance,

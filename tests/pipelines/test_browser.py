@@ -61,7 +61,6 @@ def swept(
         sweep(
             config,
             watch=lambda *progress: None,
-            show=lambda standing: None,
             tracker=Tracker(),
             verbose=False,
         )

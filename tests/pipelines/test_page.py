@@ -13,6 +13,7 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pipelines.cards import model_card
@@ -30,6 +31,7 @@ from pipelines.ranking import (
     read_ranking,
     write_ranking,
 )
+from pipelines.samples import epoch_grid, png, put
 from pipelines.significance import holm, paired_test
 
 COST = Cost(parameters=1702, flops=123_456, latency_s=0.002)
@@ -265,12 +267,18 @@ def test_the_same_sweep_makes_the_same_files_wherever_it_lies(tmp_path: Path) ->
 def test_the_last_pictures_that_the_best_run_invented_are_shown(tmp_path: Path) -> None:
     folder = written(tmp_path)
     assert not (folder / "samples.png").exists()
-    for run, number in (("kd-2", 2), ("kd-2", 10), ("kd-1", 11)):  # kd-2 is the best student's
-        (tmp_path / "runs" / run / f"samples-{number}.png").write_bytes(f"{run} {number}".encode())
+    drawn = {}
+    for run, epoch in (("kd-2", 2), ("kd-2", 10), ("kd-1", 11)):  # kd-2 is the best student's
+        file = epoch_grid(tmp_path / "runs" / run, epoch)
+        file.parent.mkdir(exist_ok=True)
+        drawn[run, epoch] = png(np.full((3, 48, 64), epoch, dtype=np.uint8))
+        put(file, drawn[run, epoch])
     paths = write_report(folder)
     assert (folder / "samples.png") in paths
-    assert (folder / "samples.png").read_bytes() == b"kd-2 10"
-    assert base64.b64encode(b"kd-2 10").decode() in paths[0].read_text()
+    assert (folder / "samples.png").read_bytes() == drawn["kd-2", 10]
+    text = paths[0].read_text()
+    assert base64.b64encode(drawn["kd-2", 10]).decode() in text
+    assert "--width: 384px" in text  # six times their own
 
 
 def test_a_sweep_without_control_or_seeds_still_has_its_page(tmp_path: Path) -> None:

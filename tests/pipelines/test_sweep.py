@@ -17,7 +17,7 @@ from pipelines.loading import load
 from pipelines.report import Trial, best_trial, ranked
 from pipelines.sharing import inputs_key
 from pipelines.space import SweepConfig, changed, points
-from pipelines.standing import Standing
+from pipelines.standing import Standing, unseen
 from pipelines.sweep import Outcome, best_run, shared_inputs, sweep
 from pipelines.tracking import Tracker
 from pipelines.train import Inputs
@@ -30,10 +30,6 @@ GRID = {
 
 
 def watch(stage: str, done: int, total: int, note: str) -> None:
-    pass
-
-
-def show(standing: Standing) -> None:
     pass
 
 
@@ -52,7 +48,7 @@ def untaught(config: SweepConfig, **changes: object) -> SweepConfig:
 
 
 def run_sweep(config: SweepConfig) -> Outcome:
-    return sweep(config, watch=watch, show=show, tracker=Tracker(), verbose=False)
+    return sweep(config, watch=watch, tracker=Tracker(), verbose=False)
 
 
 def children(tracker: Tracker) -> tuple[Run, list[Run]]:
@@ -324,7 +320,7 @@ def test_a_run_that_a_search_proposes_twice_is_tracked_once(workdir: Path, toy_r
     parent = tracker.start("sweep", params={}, tags={"kd.kind": "sweep"})
     inputs = {inputs_key(config.base): Inputs(checked(config.base))}
     standing = Standing(2, at_once=2, metric="val/top1", mode="max")
-    follow = Follow(config, inputs, show=show, tracker=tracker, parent=parent, standing=standing)
+    follow = Follow(config, inputs, show=unseen, tracker=tracker, parent=parent, standing=standing)
     actor = SimpleNamespace(ray_actor=None)
     twins = [
         SimpleNamespace(trial_id=name, config={"point": {}}, last_result={}, temporary_state=actor)
@@ -338,3 +334,29 @@ def test_a_run_that_a_search_proposes_twice_is_tracked_once(workdir: Path, toy_r
     _, (tracked,) = children(tracker)
     history = tracker.client.get_metric_history(tracked.info.run_id, "val/top1")
     assert [point.value for point in history] == [0.25, 0.5]
+
+
+def test_how_a_trial_ends_is_told_to_people_and_to_mlflow(workdir: Path, toy_run: Path) -> None:
+    config = untaught(swept(workdir, toy_run, space={"seed": {"grid": [0, 1, 2]}}))
+    tracker = Tracker()
+    parent = tracker.start("sweep", params={}, tags={"kd.kind": "sweep"})
+    inputs = {inputs_key(config.base): Inputs(checked(config.base))}
+    standing = Standing(3, at_once=3, metric="val/top1", mode="max")
+    follow = Follow(config, inputs, show=unseen, tracker=tracker, parent=parent, standing=standing)
+
+    def ended(seed: int, epoch: int, **more: int) -> str:
+        point = {"point": {"seed": seed}, **more}
+        trial = SimpleNamespace(
+            trial_id=f"{seed}{epoch}", config=point, last_result={"epoch": epoch}
+        )
+        follow.on_trial_complete(0, [], trial)
+        identity = config.run({"seed": seed}).identity
+        (run,) = (one for one in children(tracker)[1] if one.data.tags["kd.identity"] == identity)
+        return str(run.info.status)
+
+    assert ended(0, 1) == "KILLED"  # by a scheduler
+    assert standing.ended == {"stopped early": 1}
+    assert ended(1, 1, until=1) == "KILLED"  # a generation of a population is done, its run is not
+    assert ended(1, 2, until=2) == "FINISHED"
+    assert ended(2, 2) == "FINISHED"
+    assert standing.ended == {"stopped early": 1, "finished": 3}

@@ -20,17 +20,12 @@ from pipelines.report import Trial
 from pipelines.sharing import inputs_key
 from pipelines.sources import read_pictures
 from pipelines.space import SweepConfig, points
-from pipelines.standing import Standing
 from pipelines.sweep import best_run, sweep
 from pipelines.tracking import Tracker
 from pipelines.train import Inputs, train_here
 
 
 def watch(stage: str, done: int, total: int, note: str) -> None:
-    pass
-
-
-def show(standing: Standing) -> None:
     pass
 
 
@@ -60,9 +55,7 @@ def test_a_sweep_ends_with_a_report_and_a_champion(
     config = load(path, ["teacher.source=live", "epochs=1"])
     assert isinstance(config, SweepConfig)
     for command in ("kd sweep toys.yaml", "kd sweep again"):
-        outcome = sweep(
-            config, watch=watch, show=show, tracker=Tracker(), verbose=False, command=command
-        )
+        outcome = sweep(config, watch=watch, tracker=Tracker(), verbose=False, command=command)
 
     ranking = read_ranking(outcome.folder)
     assert best_run(config) == outcome.best.run

@@ -29,6 +29,7 @@ from pipelines.space import SweepConfig, changed, points
 from pipelines.strict import validated
 from pipelines.synthetic import sample_of
 from pipelines.train import Inputs, Teacher, train_here, train_on_workers
+from tests.timeless import timeless
 
 CONFIGS = Path(__file__).parents[2] / "pipelines" / "configs"
 CPU = torch.device("cpu")
@@ -121,8 +122,7 @@ def no_word(metrics: Metrics) -> None:
 
 
 def numbers(history: list[Metrics]) -> list[Metrics]:
-    """All that does not depend on the time of day."""
-    return [{name: one for name, one in told.items() if name != "seconds"} for told in history]
+    return [timeless(told) for told in history]
 
 
 # --- every method in the ordinary run ---------------------------------------------------------
@@ -242,7 +242,7 @@ def test_two_ray_workers_invent_and_train_as_one_process(tmp_path: Path) -> None
     alone = train_here(run, inputs_of(run), no_word)
     for here, there in zip(together.history, alone.history, strict=True):
         assert here.keys() == there.keys()
-        for name in here.keys() - {"seconds"}:
+        for name in timeless(here):
             assert here[name] == pytest.approx(there[name], rel=1e-3, abs=1e-5), name
 
 

@@ -1,9 +1,13 @@
-r"""The Helmholtz machine of the eruptions of Old Faithful: bits above and below a first number.
+r"""Helmholtz machines: of the eruptions of Old Faithful, bits above and below a first number.
 
-:math:`z_4 \to z_3 \to y_2 \to z_2 \to z_1 \to y_1`, two bits each, two real targets.
+:math:`z_4 \to z_3 \to y_2 \to z_2 \to z_1 \to y_1`, two bits each, two real targets; and of
+pictures made of bits.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
 
 from torch import nn
 
@@ -49,6 +53,31 @@ def helmholtz_recognition(width: int) -> DGM:
             Node("z4", ["z3"], "latent", BernoulliOf(_network(_BITS, width, _BITS))),
         ]
     )
+
+
+def belief_generator(bits: Sequence[int], width: int, *, pixels: int) -> DGM:
+    r"""Bits all the way down: :math:`z_n \to \dots \to z_1 \to y` with ``bits`` from z1 up.
+
+    The target ``y`` is ``pixels`` independent bits.
+
+    Source: Hinton, Dayan, Frey & Neal 1995, whose layers are linear; ours have a hidden one.
+    """
+    names = [f"z{level}" for level in range(1, len(bits) + 1)]
+    nodes = [Node(names[-1], (), "latent", LearnedBernoulli(bits[-1]))]
+    for (name, size), (above, seen) in reversed([*pairwise(zip(names, bits, strict=True))]):
+        nodes.append(Node(name, [above], "latent", BernoulliOf(_network(seen, width, size))))
+    nodes.append(Node("y", ["z1"], "target", BernoulliOf(_network(bits[0], width, pixels))))
+    return DGM(nodes)
+
+
+def belief_recognition(bits: Sequence[int], width: int, *, pixels: int) -> DGM:
+    """q(z | y) of ``belief_generator``: each latent given what the generator puts below it."""
+    nodes, below, seen = [Node("y", kind="input")], "y", pixels
+    for level, size in enumerate(bits, start=1):
+        law = BernoulliOf(_network(seen, width, size))
+        nodes.append(Node(f"z{level}", [below], "latent", law))
+        below, seen = f"z{level}", size
+    return DGM(nodes)
 
 
 def _network(inputs: int, width: int, outputs: int) -> nn.Sequential:

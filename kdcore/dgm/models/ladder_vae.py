@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from itertools import pairwise
 from types import MappingProxyType
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributions import Normal
 
+from kdcore.batch_norm import BatchNorm
 from kdcore.dgm.models.ladder import CHANNELS, Ladder, LadderGenerator, conditioned, gaussian_of
 from kdcore.dgm.models.residual import ResidualBlock, stages
+from kdcore.dgm.row_noise import NoiseSource
 from kdcore.dgm.trace import Trace
 from kdcore.dgm.variational import Inferred, Variational
 
@@ -76,7 +77,7 @@ class LadderVAE(Variational):
         observed: Mapping[str, Tensor],
         *,
         inputs: Mapping[str, Tensor] = _NO_TENSORS,
-        noise: torch.Generator | None = None,
+        noise: NoiseSource | None = None,
     ) -> Inferred:
         values, model = dict(observed), self.generator
         posterior = Trace(len(values["y"]), inputs=inputs, generator=noise)
@@ -109,7 +110,7 @@ def product_of(first: Normal, second: Normal) -> Normal:
 def _stem(in_channels: int, width: int) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(in_channels, width, 5, stride=2, padding=2, bias=False),
-        nn.BatchNorm2d(width),
+        BatchNorm(width),
         nn.ReLU(),
         ResidualBlock(width, width),
         ResidualBlock(width, width),

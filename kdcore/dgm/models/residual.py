@@ -8,11 +8,13 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from kdcore.batch_norm import BatchNorm
+
 Resample = Literal["keep", "halve", "double"]
 
 
 class ResidualBlock(nn.Module):
-    """conv - BN - ReLU - conv - BN beside a shortcut, then ReLU.
+    """conv - BN - ReLU - conv - BN beside a shortcut, then ReLU; BN is over all workers' rows.
 
     The shortcut is a 1x1 convolution wherever channels or resolution change. "double" repeats
     pixels before both.
@@ -23,9 +25,9 @@ class ResidualBlock(nn.Module):
         stride = 2 if resample == "halve" else 1
         self._doubles = resample == "double"
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(out_channels)
+        self.bn1 = BatchNorm(out_channels)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(out_channels)
+        self.bn2 = BatchNorm(out_channels)
         plain = resample == "keep" and in_channels == out_channels
         self.shortcut = (
             nn.Identity() if plain else nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributions import Bernoulli, Normal
 
+from kdcore.dgm.row_noise import NoiseSource
 from kdcore.dgm.trace import Trace
 from kdcore.dgm.variational import Inferred, Variational
 
@@ -99,7 +100,7 @@ class VRNN(Variational):
         observed: Mapping[str, Tensor],
         *,
         inputs: Mapping[str, Tensor] = _NO_TENSORS,
-        noise: torch.Generator | None = None,
+        noise: NoiseSource | None = None,
     ) -> Inferred:
         values, model = dict(observed), self.generator
         num_rows = len(values["pen[0]"])

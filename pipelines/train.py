@@ -302,8 +302,11 @@ class _Forward(UserCallback):
 
 def _worker(config: dict[str, Any]) -> None:
     context = ray.train.get_context()
-    inputs: RunInputs = ray.get(config["inputs"][0])
-    torch.set_num_threads(max(1, num_cores() // context.get_local_world_size()))
+    run, held = run_of(config["run"]), config["inputs"][0]
+    inputs: RunInputs = ray.get(held)
+    # not by how many are on this node: sums are rounded by the number of threads, and a run that
+    # goes on elsewhere is to have the same numbers
+    torch.set_num_threads(max(1, num_cores() // run.workers))
 
     def report(metrics: Metrics | None, folder: Path | None) -> None:
         checkpoint = None if folder is None else Checkpoint.from_directory(str(folder))
@@ -312,7 +315,7 @@ def _worker(config: dict[str, Any]) -> None:
     checkpoint = ray.train.get_checkpoint()
     with checkpoint.as_directory() if checkpoint else nullcontext() as folder:
         inputs.fit(
-            run_of(config["run"]),
+            run,
             report=report,
             resume=Path(folder) if folder else None,
             rank=context.get_world_rank(),

@@ -22,6 +22,7 @@ from kdcore.datafree.learning import published_step
 from kdcore.datafree.plans import Alternation, Method, Weighted
 from kdcore.datafree.synthesis import Synthesizer
 from kdcore.taps import Tapped
+from tests.gloo import NUM_WORKERS, joined
 from tests.kdcore.datafree_toys import (
     LAYERS,
     NORMALISATION,
@@ -30,7 +31,6 @@ from tests.kdcore.datafree_toys import (
     toy,
     trained_teacher,
 )
-from tests.kdcore.gloo import NUM_WORKERS, joined
 
 ONLINE = ("adaptive_deepinversion", "dafl", "zskt", "dfq", "cmi", "fast")
 

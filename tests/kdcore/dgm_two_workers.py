@@ -22,7 +22,7 @@ from kdcore.dgm.models.ladder import Ladder, LadderGenerator
 from kdcore.dgm.models.vrnn import VRNNGenerator
 from kdcore.dgm.objective import PUBLISHED
 from kdcore.dgm.trace import Trace
-from tests.kdcore.gloo import NUM_WORKERS, joined, mean_over_workers
+from tests.gloo import NUM_WORKERS, joined, mean_over_workers
 
 NUM_ROWS = 6
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
-from tests.kdcore.gloo import Measured, measured_by
+from tests.gloo import Measured, measured_by
 
 CASES = [
     "adaptive_deepinversion",
@@ -23,7 +25,8 @@ CASES = [
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> Measured:
-    return measured_by("datafree_workers.py", tmp_path_factory.mktemp("datafree_workers"))
+    script = Path(__file__).with_name("datafree_workers.py")
+    return measured_by(script, tmp_path_factory.mktemp("datafree_workers"))
 
 
 @pytest.mark.parametrize("name", CASES)

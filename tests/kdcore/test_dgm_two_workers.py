@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from kdcore.dgm.objective import PUBLISHED
-from tests.kdcore.gloo import Measured, measured_by
+from tests.gloo import Measured, measured_by
 
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> Measured:
-    return measured_by("dgm_two_workers.py", tmp_path_factory.mktemp("dgm_two_workers"))
+    script = Path(__file__).with_name("dgm_two_workers.py")
+    return measured_by(script, tmp_path_factory.mktemp("dgm_two_workers"))
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

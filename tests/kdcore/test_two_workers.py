@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from kdcore.losses import LOSSES
-from tests.kdcore.gloo import Measured, measured_by
+from tests.gloo import Measured, measured_by
 
 # the cases of the script: each loss, and on a pair of maps those that take layers
 CASES = [key for key, loss in LOSSES.items() if loss.default_layers or not loss.takes_layers]
@@ -15,7 +17,8 @@ CASES += [f"{key}-map" for key, loss in LOSSES.items() if loss.takes_layers]
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> Measured:
-    return measured_by("two_workers.py", tmp_path_factory.mktemp("two_workers"))
+    script = Path(__file__).with_name("two_workers.py")
+    return measured_by(script, tmp_path_factory.mktemp("two_workers"))
 
 
 def test_the_workers_measured_every_loss(measured: Measured) -> None:

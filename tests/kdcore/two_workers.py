@@ -23,7 +23,7 @@ from kdcore.step import DistillStep
 from kdcore.taps import Tapped
 from kdcore.teachers import freeze, taught
 from kdcore.types import Batch, Outputs, Probe
-from tests.kdcore.gloo import NUM_WORKERS, joined, mean_over_workers
+from tests.gloo import NUM_WORKERS, joined, mean_over_workers
 
 NUM_ROWS = 6
 NUM_CLASSES = 5

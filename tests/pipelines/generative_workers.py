@@ -1,18 +1,16 @@
 """One of two gloo workers: runs of graphical models under DDP beside those of one process.
 
-Usage: python generative_workers.py RANK FOLDER. Rank 0 leaves ``measured.pt``: of every case the
-history and the weights, by one process and by two.
+Usage: python generative_workers.py RANK FOLDER, as ``gloo.py`` calls it. What is measured of a case
+are the losses and the weights of its run.
 """
 
 from __future__ import annotations
 
 import sys
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from safetensors.torch import load_file
 
 from pipelines.generative.config import GenerativeConfig
@@ -21,6 +19,7 @@ from pipelines.generative.models import build_model
 from pipelines.loop import LAST, keep
 from pipelines.models import save_weights
 from pipelines.strict import validated
+from tests.gloo import joined
 from tests.pipelines.generative_toys import GOING_ON, STUDENTS
 
 CASES = {
@@ -54,6 +53,7 @@ def fitted(content: dict[str, Any], workers: int, rank: int, folder: Path) -> di
 
 def main(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
+    torch.set_default_dtype(torch.float64)
     measured: dict[str, dict[str, Any]] = {}
     own = {name: folder / f"{name}-{rank}" for name in CASES}
     for name, content in CASES.items():
@@ -65,20 +65,11 @@ def main(rank: int, folder: Path) -> None:
         save_weights(teacher.state_dict(), own[name] / "teacher.safetensors")
         if rank == 0:
             measured[name] = {"one": fitted(content, 1, 0, own[name])}
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{folder / 'rendezvous'}",
-        rank=rank,
-        world_size=2,
-        timeout=timedelta(seconds=120),
-    )
-    for name, content in CASES.items():
-        two = fitted(content, 2, rank, own[name])
-        if rank == 0:
-            measured[name]["two"] = two
-    if rank == 0:
-        torch.save(measured, folder / "measured.pt")
-    dist.destroy_process_group()
+    with joined(rank, folder, measured):
+        for name, content in CASES.items():
+            two = fitted(content, 2, rank, own[name])
+            if rank == 0:
+                measured[name]["two"] = two
 
 
 if __name__ == "__main__":

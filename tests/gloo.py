@@ -14,24 +14,25 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 NUM_WORKERS = 2
-Measured = dict[str, dict[str, dict[str, Tensor]]]  # of each case by one process, and by two
+Measured = dict[str, dict[str, dict[str, Any]]]  # of each case by one process, and by two
 _MEASURED = "measured.pt"
 _SECONDS = 180
 
 
-def measured_by(script: str, folder: Path) -> Measured:
-    """What both workers of a script in this folder measured together."""
-    path = Path(__file__).with_name(script)
-    environment = os.environ | {"PYTHONPATH": str(path.parents[2]), "OMP_NUM_THREADS": "1"}
+def measured_by(script: Path, folder: Path) -> Measured:
+    """What both workers of a script measured together."""
+    root = Path(__file__).parents[1]
+    environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
     workers = [
         subprocess.Popen(
-            [sys.executable, str(path), str(rank), str(folder)],
+            [sys.executable, str(script), str(rank), str(folder)],
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

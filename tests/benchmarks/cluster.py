@@ -127,7 +127,7 @@ def workers() -> None:
             ((whole, alone),) = lines_of(ranks[0])
             for rank in ranks[1:]:
                 rank.wait()
-        share = f"{max(0.0, 1 - alone / whole):.1%}"
+        share = f"{max(0.0, 1 - alone / whole):.1%}" if count > 1 else "-"
         print(f"| {count} | {BATCH / whole:.0f} | {share} |", flush=True)
 
 

@@ -52,6 +52,7 @@ def prepared(
         if run.teacher.run is not None:
             teacher = train(run.teacher.run, watch=watch, tracker=tracker, verbose=verbose)
             weights = teacher.weights
+    weights = weights and weights.absolute()  # a trial works in a folder of Ray's
     checked(run, weights)
     seen = evidence_of(run)
     if seen is None or run.evidence is None:

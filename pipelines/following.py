@@ -47,6 +47,8 @@ class Follow(tune.Callback):
         self._ended: set[str] = set()
         self._told: dict[str, int] = {}  # epochs, by identity
         self._actors: list[ray.actor.ActorHandle] = []
+        # by the folder that Tune's results have: one that failed before it reported has no more
+        self.changes: dict[str, dict[str, Any]] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Tune stores its callbacks with the experiment; this one belongs to the driver's process
@@ -57,6 +59,7 @@ class Follow(tune.Callback):
             changes = changes_of(trial.config)
             run = self._config.run(changes)
             self._identities[trial.trial_id] = run.identity
+            self.changes[trial.path] = changes
             self._follow(run)
             self._standing.begin(trial.trial_id, described(changes), epochs=run.epochs)
         return self._followed[self._identities[trial.trial_id]]

@@ -26,6 +26,7 @@ class Trial:
     metrics: Mapping[str, float]
     is_whole: bool  # trained to its end: neither failed nor stopped by the scheduler
     error: str = ""
+    is_lost: bool = False  # it failed with its process or node, not by what it does
 
 
 @dataclass

@@ -11,6 +11,7 @@ from typing import Any
 
 import ray
 from ray import tune
+from ray.exceptions import RayTaskError
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import BasicVariantGenerator, SearchAlgorithm, Searcher
 
@@ -41,8 +42,28 @@ def run_trials(
     """Run every trial of the sweep; ``inputs`` go once into the object store of each node.
 
     What a search that learns has proposed is kept in the folder ``proposals``, so that a sweep that
-    is called again goes on from there.
+    is called again goes on from there. Where trials were lost with their processes or nodes it is
+    called again once: what is finished is found finished, the others go on.
     """
+
+    def attempted() -> list[Trial]:
+        return _attempted(
+            config, inputs, proposals=proposals, show=show, tracker=tracker, parent=parent
+        )
+
+    trials = attempted()
+    return attempted() if any(trial.is_lost for trial in trials) else trials
+
+
+def _attempted(
+    config: SweepConfig,
+    inputs: Mapping[str, RunInputs],
+    *,
+    proposals: Path,
+    show: Show,
+    tracker: Tracker,
+    parent: TrackedRun,
+) -> list[Trial]:
     # trials that drive workers hold no CPU: more of them than fit would fight for their workers
     fitting = _fitting(config)
     concurrent = min(fitting, config.search.max_concurrent or fitting)
@@ -86,7 +107,8 @@ def run_trials(
     finally:
         follow.end_all()
         shutil.rmtree(folder, ignore_errors=True)
-    trials = [_as_trial(config, result) for result in results]
+    begun = [result for result in results if result.path in follow.changes]
+    trials = [_as_trial(config, follow.changes[result.path], result) for result in begun]
     lacking = len(results) < total and not all(trial.error for trial in trials)
     if lacking and config.search.minutes is None:
         raise RuntimeError(f"only {len(results)} of {total} trials were run; call the sweep again")
@@ -153,12 +175,12 @@ def _trial_resources(config: SweepConfig) -> dict[str, float]:
     return worker_resources() | gpus
 
 
-def _as_trial(config: SweepConfig, result: tune.Result) -> Trial:
-    changes = changes_of(result.config or {})
+def _as_trial(config: SweepConfig, changes: Mapping[str, Any], result: tune.Result) -> Trial:
     run = config.run(changes)
     if result.error is not None:
         words = str(result.error).strip() or type(result.error).__name__
-        return Trial(run, changes, {}, is_whole=False, error=words.splitlines()[-1])
+        lost = not isinstance(result.error, RayTaskError)
+        return Trial(run, changes, {}, False, error=words.splitlines()[-1], is_lost=lost)
     done = finished(run)
     if done is not None:
         return Trial(run, changes, done.best, is_whole=True)

@@ -77,10 +77,6 @@ def test_a_restarted_head_is_told_once_more_and_goes_on(
     check_nothing_was_lost(told, history)
 
 
-@pytest.mark.xfail(
-    reason="a trial that was starting on the lost node fails before its first report, and Tune's "
-    "result of it then has no config: trials._as_trial raises KeyError"
-)
 def test_a_node_lost_during_a_sweep_costs_no_trial(tmp_path: Path) -> None:
     (*_, expected), done = trained(tmp_path / "whole", "no_trial")
     assert done.returncode == 0, done.stderr

@@ -53,7 +53,6 @@ def fitted(content: dict[str, Any], workers: int, rank: int, folder: Path) -> di
 
 def main(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
-    torch.set_default_dtype(torch.float64)
     measured: dict[str, dict[str, Any]] = {}
     own = {name: folder / f"{name}-{rank}" for name in CASES}
     for name, content in CASES.items():

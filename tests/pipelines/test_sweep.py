@@ -323,7 +323,9 @@ def test_a_run_that_a_search_proposes_twice_is_tracked_once(workdir: Path, toy_r
     follow = Follow(config, inputs, show=unseen, tracker=tracker, parent=parent, standing=standing)
     actor = SimpleNamespace(ray_actor=None)
     twins = [
-        SimpleNamespace(trial_id=name, config={"point": {}}, last_result={}, temporary_state=actor)
+        SimpleNamespace(
+            trial_id=name, path=name, config={"point": {}}, last_result={}, temporary_state=actor
+        )
         for name in ("first", "second")
     ]
     for trial in twins:  # side by side

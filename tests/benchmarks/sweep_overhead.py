@@ -49,9 +49,10 @@ class Clock:
 
     began: dict[str, float] = field(default_factory=dict)
     starts: dict[str, float] = field(default_factory=dict)  # less the first epoch
+    last: float = 0.0  # when anything was told
 
     def show(self, standing: Standing) -> None:
-        now = time.perf_counter()
+        self.last = now = time.perf_counter()
         for name, trial in standing.running.items():
             self.began.setdefault(name, now)
             if trial.epoch and name not in self.starts:
@@ -97,13 +98,15 @@ def main(trials: int = 4, seconds: int = 60) -> None:
     own = sum(epoch["seconds"] for history in histories for epoch in history)
     first, *others = clock.starts.values()
     before = min(clock.began.values()) - started
+    during = clock.last - min(clock.began.values())
     print(f"{trials} trials of {own / trials:.0f} s, {base.epochs} epochs each\n")
     print("| | seconds | of the trials' epochs |\n|---|---:|---:|")
     for name, spent in {
         "epochs": own,
-        "whole sweep less epochs": whole - own,
-        "of it before the first trial": before,
-        "of it logging": sum(logging),
+        "before the first trial (store, inputs, Tune)": before,
+        "from its beginning to the last one's end, less epochs": during - own,
+        "after it (test split, report, exports, registry)": whole - before - during,
+        "logging, in the driver, while trials work": sum(logging),
     }.items():
         print(f"| {name} | {spent:.2f} | {100 * spent / own:.2f} % |")
     print(

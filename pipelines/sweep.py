@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +32,7 @@ from pipelines.ranking import (
 )
 from pipelines.registry import register_champion, registered_name, registered_version
 from pipelines.report import Row, Trial, best_trial, ranked
+from pipelines.runs import Run
 from pipelines.sharing import inputs_key, shared
 from pipelines.sources import Pictures
 from pipelines.space import SweepConfig, neighbours
@@ -87,7 +88,14 @@ def sweep(
             outcome = _judged(config, trials, inputs)
             held = inputs[inputs_key(outcome.best.run)]
             parent.log(outcome.test, epoch=0)
-            ranking = _ranking(config, outcome, inputs, command)
+            ranking = ranking_of(
+                config,
+                outcome,
+                costs=_costs([row.trials[0].run for row in outcome.rows], inputs),
+                data=held.pictures.digest,
+                caches=[one.fingerprint for one in inputs.values() if one.fingerprint],
+                command=command,
+            )
             parent.log_artifact(write_ranking(ranking, outcome.folder))
             parent.log_inputs(jobs.tracked_inputs(outcome.best.run, held))
             jobs.draw_embedding(outcome.best.run, outcome.student, held, folder=outcome.folder)
@@ -140,11 +148,20 @@ def shared_inputs(config: SweepConfig, *, watch: jobs.Watch, tracker: Tracker) -
     }
 
 
-def _judged(config: SweepConfig, trials: list[Trial], inputs: Mapping[str, Inputs]) -> Outcome:
+def judged(
+    config: SweepConfig,
+    trials: list[Trial],
+    *,
+    teachers: Callable[[Run], list[RankedTeacher]],
+    tested: Callable[[Run, Finished], Metrics],
+) -> Outcome:
+    """Rank trials of any kind; the best run's teachers and student are measured by its kind.
+
+    Raises RuntimeError where no trial was trained to its end.
+    """
     search = config.search
     rows = ranked(trials, metric=search.metric, mode=search.mode)
     failed = [trial for trial in trials if trial.error]
-    stopped = [trial for trial in trials if not trial.error and not trial.is_whole]
     if not rows:
         first = f"; the first with: {failed[0].error}" if failed else ""
         raise RuntimeError(f"none of {len(trials)} trials was trained to its end{first}")
@@ -152,17 +169,59 @@ def _judged(config: SweepConfig, trials: list[Trial], inputs: Mapping[str, Input
     student = finished(best.run)
     if student is None:
         raise RuntimeError(f"{best.run.folder} has lost its {RESULT}; run the sweep again")
-    held = inputs[inputs_key(best.run)]
     return Outcome(
         rows,
         failed,
-        stopped,
-        teachers=[_ranked_teacher(best.run, label, held) for label in held.teachers],
+        stopped=[trial for trial in trials if not trial.error and not trial.is_whole],
+        teachers=teachers(best.run),
         best=best,
         student=student,
-        test=jobs.tested(best.run, build_used(best.run, held.pictures, student.weights)),
+        test=tested(best.run, student),
         folder=sweep_folder(config),
     )
+
+
+def ranking_of(
+    config: SweepConfig,
+    outcome: Outcome,
+    *,
+    costs: Iterable[Cost],
+    data: str,
+    caches: Sequence[str],
+    command: str,
+) -> Ranking:
+    """What was found, and how it was made: of which ``data`` and ``caches``, by their digests."""
+    best = outcome.best
+    return Ranking(
+        name=config.name,
+        metric=config.search.metric,
+        mode=config.search.mode,
+        rows=[as_ranked(row, cost) for row, cost in zip(outcome.rows, costs, strict=True)],
+        failed=[Unfinished(trial.changes, error=trial.error) for trial in outcome.failed],
+        stopped=[Unfinished(trial.changes, metrics=trial.metrics) for trial in outcome.stopped],
+        teachers=outcome.teachers,
+        best=Chosen(best.changes, str(outcome.student.weights), plain(best.run)),
+        test=outcome.test,
+        made=Provenance(
+            command=command,
+            commit=commit().get(COMMIT, ""),
+            data=data,
+            caches=list(caches),
+            sweep=plain(config),
+        ),
+    )
+
+
+def _judged(config: SweepConfig, trials: list[Trial], inputs: Mapping[str, Inputs]) -> Outcome:
+    def teachers(run: RunConfig) -> list[RankedTeacher]:
+        held = inputs[inputs_key(run)]
+        return [_ranked_teacher(run, label, held) for label in held.teachers]
+
+    def tested(run: RunConfig, student: Finished) -> Metrics:
+        pictures = inputs[inputs_key(run)].pictures
+        return jobs.tested(run, build_used(run, pictures, student.weights))
+
+    return judged(config, trials, teachers=teachers, tested=tested)
 
 
 def _log_student(
@@ -185,32 +244,6 @@ def _log_student(
         return
     for path in paths:
         parent.log_artifact(path)
-
-
-def _ranking(
-    config: SweepConfig, outcome: Outcome, inputs: Mapping[str, Inputs], command: str
-) -> Ranking:
-    """What was found, and how it was made."""
-    best, held = outcome.best, inputs[inputs_key(outcome.best.run)]
-    costs = _costs([row.trials[0].run for row in outcome.rows], inputs)
-    return Ranking(
-        name=config.name,
-        metric=config.search.metric,
-        mode=config.search.mode,
-        rows=[as_ranked(row, cost) for row, cost in zip(outcome.rows, costs, strict=True)],
-        failed=[Unfinished(trial.changes, error=trial.error) for trial in outcome.failed],
-        stopped=[Unfinished(trial.changes, metrics=trial.metrics) for trial in outcome.stopped],
-        teachers=outcome.teachers,
-        best=Chosen(best.changes, str(outcome.student.weights), plain(best.run)),
-        test=outcome.test,
-        made=Provenance(
-            command=command,
-            commit=commit().get(COMMIT, ""),
-            data=held.pictures.digest,
-            caches=[one.fingerprint for one in inputs.values() if one.fingerprint],
-            sweep=plain(config),
-        ),
-    )
 
 
 def _costs(runs: Iterable[RunConfig], inputs: Mapping[str, Inputs]) -> list[Cost]:

@@ -18,24 +18,16 @@ from pipelines.generative.inputs import GenerativeInputs
 from pipelines.generative.models import build_model, load_model
 from pipelines.generative.networks import NetworkConfig
 from pipelines.generative.samples import conditions
+from pipelines.loop import Metrics
 from pipelines.page import write_report
-from pipelines.ranking import (
-    Chosen,
-    Provenance,
-    RankedTeacher,
-    Ranking,
-    Unfinished,
-    as_ranked,
-    sweep_folder,
-    write_ranking,
-)
-from pipelines.report import Trial, best_trial, ranked
+from pipelines.ranking import RankedTeacher, write_ranking
+from pipelines.report import Trial
 from pipelines.sharing import inputs_key, shared
 from pipelines.space import SweepConfig, neighbours
 from pipelines.standing import Show
-from pipelines.sweep import Outcome, begun
-from pipelines.tracking import COMMIT, Tracker, commit
-from pipelines.train import finished
+from pipelines.sweep import Outcome, begun, judged, ranking_of
+from pipelines.tracking import Tracker
+from pipelines.train import Finished
 from pipelines.trials import run_trials
 
 Prepared = Mapping[str, GenerativeInputs]
@@ -68,7 +60,15 @@ def sweep(
             outcome = _judged(config, trials, inputs)
             held = inputs[inputs_key(outcome.best.run)]
             parent.log(outcome.test, epoch=0)
-            paths = [write_ranking(_ranking(config, outcome, inputs, command), folder)]
+            ranking = ranking_of(
+                config,
+                outcome,
+                costs=[_cost(row.trials[0].run.model) for row in outcome.rows],
+                data=held.data[1] if held.data else "",
+                caches=[],
+                command=command,
+            )
+            paths = [write_ranking(ranking, folder)]
             paths += generative.described(outcome.best.run, outcome.student, held, folder)
             paths += [*write_report(folder), outcome.student.weights]
             parent.log_inputs(jobs.tracked_inputs(outcome.best.run, held))
@@ -78,48 +78,13 @@ def sweep(
 
 
 def _judged(config: SweepConfig, trials: list[Trial], inputs: Prepared) -> Outcome:
-    rows = ranked(trials, metric=config.search.metric, mode=config.search.mode)
-    failed = [trial for trial in trials if trial.error]
-    if not rows:
-        first = f"; the first with: {failed[0].error}" if failed else ""
-        raise RuntimeError(f"none of {len(trials)} trials was trained to its end{first}")
-    best = best_trial(rows[0], mode=config.search.mode)
-    student = finished(best.run)
-    if student is None:
-        raise RuntimeError(f"{best.run.folder} has lost its result; run the sweep again")
-    return Outcome(
-        rows,
-        failed,
-        stopped=[trial for trial in trials if not trial.error and not trial.is_whole],
-        teachers=_ranked_teachers(best.run, inputs[inputs_key(best.run)]),
-        best=best,
-        student=student,
-        test=generative.tested(best.run, student, inputs[inputs_key(best.run)]),
-        folder=sweep_folder(config),
-    )
+    def teachers(run: GenerativeConfig) -> list[RankedTeacher]:
+        return _ranked_teachers(run, inputs[inputs_key(run)])
 
+    def tested(run: GenerativeConfig, student: Finished) -> Metrics:
+        return generative.tested(run, student, inputs[inputs_key(run)])
 
-def _ranking(config: SweepConfig, outcome: Outcome, inputs: Prepared, command: str) -> Ranking:
-    best = outcome.best
-    held = inputs[inputs_key(best.run)]
-    return Ranking(
-        name=config.name,
-        metric=config.search.metric,
-        mode=config.search.mode,
-        rows=[as_ranked(row, _cost(row.trials[0].run.model)) for row in outcome.rows],
-        failed=[Unfinished(trial.changes, error=trial.error) for trial in outcome.failed],
-        stopped=[Unfinished(trial.changes, metrics=trial.metrics) for trial in outcome.stopped],
-        teachers=outcome.teachers,
-        best=Chosen(best.changes, str(outcome.student.weights), plain(best.run)),
-        test=outcome.test,
-        made=Provenance(
-            command=command,
-            commit=commit().get(COMMIT, ""),
-            data=held.data[1] if held.data else "",
-            caches=[],
-            sweep=plain(config),
-        ),
-    )
+    return judged(config, trials, teachers=teachers, tested=tested)
 
 
 def _ranked_teachers(run: GenerativeConfig, inputs: GenerativeInputs) -> list[RankedTeacher]:

@@ -349,7 +349,7 @@ def test_how_a_trial_ends_is_told_to_people_and_to_mlflow(workdir: Path, toy_run
     def ended(seed: int, epoch: int, **more: int) -> str:
         point = {"point": {"seed": seed}, **more}
         trial = SimpleNamespace(
-            trial_id=f"{seed}{epoch}", config=point, last_result={"epoch": epoch}
+            path="", trial_id=f"{seed}{epoch}", config=point, last_result={"epoch": epoch}
         )
         follow.on_trial_complete(0, [], trial)
         identity = config.run({"seed": seed}).identity

@@ -124,7 +124,7 @@ def half(name: str, values: torch.Tensor) -> np.ndarray:
     if not np.abs(held).max() <= np.finfo(np.float16).max:
         raise ValueError(
             f"the teacher's {name!r} reaches {np.abs(held).max():.3g}, more than float16 holds "
-            "(65504): leave this layer out"
+            "(65504): leave this layer out, or hear the teacher live"
         )
     return held.astype(np.float16)
 

@@ -1,6 +1,6 @@
 """What a cache costs and what it saves: writing, reading, bytes, memory, and when it pays.
 
-Usage: OMP_NUM_THREADS=1 python tests/benchmarks/cache.py [build] [actors] [read] [size] ...
+Usage: OMP_NUM_THREADS=1 python tests/benchmarks/cache.py [build] [actors] [read] [size] [runs] ...
 
 One thread, process time, noise of CIFAR's size (3x32x32, uint8, 100 classes). Issue 6 asks:
 writing at 0.95 of a bare loop of the same teacher at the same batch size, reading 40,000 rows/s per
@@ -29,6 +29,7 @@ from kdcore.models import MODELS
 from kdcore.taps import Tapped
 from kdcore.teachers import freeze
 from kdcore.types import Outputs
+from pipelines import jobs
 from pipelines.cache.columns import Column, columns_of, layer_column, logits_column, to_parquet
 from pipelines.cache.forward import ROWS_PER_FORWARD, PartWriter
 from pipelines.cache.parts import Part
@@ -38,15 +39,26 @@ from pipelines.cluster import cluster
 from pipelines.config import RunConfig
 from pipelines.data import Reader, TeacherRows
 from pipelines.formats import TopConfig
+from pipelines.models import build_network, save_weights
+from pipelines.networks import ModelConfig
 from pipelines.rows import FileRows, RowsWriter
 from pipelines.sources import Pictures
 from pipelines.strict import validated
+from pipelines.tracking import Tracker
+from pipelines.train import train_here
 from pipelines.views import normalised
 
 CLASSES, ROWS = 100, 50_000
 ACTORS_ROWS = 20 * 2048  # twenty files a view
 WRITTEN, STEPS, ROUNDS = 256, 2, 3  # rows of a file that is written, steps of a student
 EPOCHS, VIEWS, BATCH = 240, 16, 64  # of one trial, as the literature trains
+REAL: dict[str, Any] = {
+    "student": {"name": "resnet8"},
+    "data": {"name": "digits", "size": 32, "views": 1, "augment": {"crop": 4}},
+    "epochs": 8,
+    "losses": {"ce": {}, "kd": {}},
+}
+RUN_COLUMNS = ("1 trial, live", "cached", "2 trials, live", "cached")
 
 
 def run_of(batch: int = BATCH) -> RunConfig:
@@ -255,9 +267,45 @@ def pays() -> None:
         print(f"| {views} | {first:.1f} | " + " | ".join(f"{gain:.2f}x" for gain in times) + " |")
 
 
+def runs() -> None:
+    """Real runs beside each other, wall time: the teacher live, and a cache that is written first.
+
+    Of each run the time since its beginning is noted at the end of every epoch. The second trial
+    has another seed and finds the cache written.
+    """
+    table(f"digits at 32x32, {REAL['student']['name']} from a resnet56", *RUN_COLUMNS)
+    with tempfile.TemporaryDirectory() as folder:
+        weights = Path(folder) / "teacher.safetensors"
+        teacher = build_network(ModelConfig(name="resnet56"), num_classes=10, in_channels=1)
+        for _ in range(20):  # else BatchNorm knows nothing of what it sees, and the logits explode
+            teacher.train()(torch.randn(64, 1, 32, 32))
+        save_weights(teacher.state_dict(), weights)
+        spent = {source: times_of(source, weights, Path(folder)) for source in ("live", "cached")}
+    for epoch in range(REAL["epochs"]):
+        live, cached = ([trial[epoch] for trial in spent[source]] for source in spent)
+        cells = [live[0], cached[0], sum(live), sum(cached)]
+        print(f"| {epoch + 1} | " + " | ".join(f"{cell:.1f}" for cell in cells) + " |")
+
+
+def times_of(source: str, weights: Path, folder: Path) -> list[list[float]]:
+    """Seconds from each trial's beginning to the end of each of its epochs."""
+    trials = []
+    with cluster():  # started before the clock: a sweep starts it with or without a cache
+        for seed in (0, 1):
+            content = {**REAL, "seed": seed, "runs": str(folder / source)}
+            content["teacher"] = {"name": "resnet56", "weights": str(weights), "source": source}
+            content["caches"] = str(folder / "caches")
+            run = validated(RunConfig, content, where=source)
+            began, ends = time.perf_counter(), list[float]()
+            inputs = jobs.prepared(run, watch=lambda *told: None, tracker=Tracker())
+            train_here(run, inputs, lambda told: ends.append(time.perf_counter() - began))  # noqa: B023
+            trials.append(ends)
+    return trials
+
+
 PARTS = {
     **{"build": build, "actors": actors, "read": read},
-    **{"size": size, "memory": memory, "pays": pays},
+    **{"size": size, "memory": memory, "pays": pays, "runs": runs},
 }
 
 if __name__ == "__main__":

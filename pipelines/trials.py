@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,43 +46,41 @@ def run_trials(
     is called again goes on from there. Where trials were lost with their processes or nodes it is
     called again once: what is finished is found finished, the others go on.
     """
-
-    def attempted() -> list[Trial]:
-        return _attempted(
-            config, inputs, proposals=proposals, show=show, tracker=tracker, parent=parent
-        )
-
-    trials = attempted()
-    return attempted() if any(trial.is_lost for trial in trials) else trials
-
-
-def _attempted(
-    config: SweepConfig,
-    inputs: Mapping[str, RunInputs],
-    *,
-    proposals: Path,
-    show: Show,
-    tracker: Tracker,
-    parent: TrackedRun,
-) -> list[Trial]:
     # trials that drive workers hold no CPU: more of them than fit would fight for their workers
     fitting = _fitting(config)
     concurrent = min(fitting, config.search.max_concurrent or fitting)
     base = config.base.model_copy(update={"runs": config.base.runs.absolute()})
-    placed = config.model_copy(update={"base": base})
-    references = {key: ray.put(held) for key, held in inputs.items()}
     trainable = tune.with_parameters(
-        run_trial, sweep=placed, references=references, threads=max(1, num_cores() // concurrent)
+        run_trial,
+        sweep=config.model_copy(update={"base": base}),
+        references={key: ray.put(held) for key, held in inputs.items()},
+        threads=max(1, num_cores() // concurrent),
     )
+    followed = partial(Follow, config, inputs, show=show, tracker=tracker, parent=parent)
+    trials = _tuned(config, trainable, concurrent, followed=followed, proposals=proposals)
+    if any(trial.is_lost for trial in trials):
+        trials = _tuned(config, trainable, concurrent, followed=followed, proposals=proposals)
+    return trials
+
+
+def _tuned(
+    config: SweepConfig,
+    trainable: Callable[..., None],
+    concurrent: int,
+    *,
+    followed: Callable[..., Follow],
+    proposals: Path,
+) -> list[Trial]:
     searcher = _searcher(config, concurrent, folder=proposals)
     proposes = isinstance(searcher, ProposeByOptuna | ProposeGenerations)
     listed = [] if proposes else points(config)
     total = searcher.total if proposes else len(listed)
     standing = Standing(total, concurrent, metric=config.search.metric, mode=config.search.mode)
-    follow = Follow(config, inputs, show=show, tracker=tracker, parent=parent, standing=standing)
+    follow = followed(standing=standing)
     # what Tune keeps is thrown away: the runs' own folders are the ones that last
-    base.runs.mkdir(parents=True, exist_ok=True)
-    folder = tempfile.mkdtemp(prefix=".tune-", dir=base.runs)
+    runs = config.base.runs.absolute()
+    runs.mkdir(parents=True, exist_ok=True)
+    folder = tempfile.mkdtemp(prefix=".tune-", dir=runs)
     try:
         results = tune.Tuner(
             tune.with_resources(trainable, _trial_resources(config)),

@@ -18,16 +18,14 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from ray import tune
-
 from pipelines.cluster import cluster
+from pipelines.sharing import inputs_key
 from pipelines.sources import read_pictures
 from pipelines.space import SweepConfig
 from pipelines.standing import Standing
 from pipelines.strict import validated
 from pipelines.tracking import Tracker
 from pipelines.train import Inputs
-from pipelines.trial import inputs_key
 from pipelines.trials import run_trials
 
 SHARES = (0.25, 0.5, 0.75, 1.0)  # of the trials, at which is measured
@@ -36,6 +34,8 @@ ASKED_MINUTES, ASKED_GIB = 10, 2
 
 def no_op(config: dict[str, Any], **given: Any) -> None:
     """What a trial of one epoch tells, without its training."""
+    from ray import tune  # after pipelines, which says how Ray's processes prove who they are
+
     told = {"train/loss": 1.0, "train/top1": 0.5, "val/top1": 0.5, "val/nll": 1.0}
     tune.report(told | {"epoch": 1, "lr": 0.1, "seconds": 0.0})
 

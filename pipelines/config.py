@@ -34,6 +34,7 @@ from pipelines.networks import ModelConfig, StudentConfig
 from pipelines.optimizer import OptimizerConfig
 from pipelines.strict import Strict
 from pipelines.terms import LossConfig
+from pipelines.workers import check_shares
 
 
 class TeacherConfig(Strict):
@@ -169,6 +170,7 @@ class RunConfig(Strict):
     synthetic: SyntheticConfig | None = None  # instead of the data's pictures, which only validate
     diagnostics: DiagnosticsConfig = DiagnosticsConfig()
     workers: PositiveInt = 1
+    min_workers: PositiveInt | None = None  # with so few it goes on when others are lost
     save_every: PositiveInt | None = None  # steps: checkpoints within an epoch, not only at its end
     seed: NonNegativeInt = 0
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
@@ -224,11 +226,7 @@ class RunConfig(Strict):
             raise ValueError(
                 f"losses.ce is cross-entropy, not {self.losses['ce'].loss!r}; rename it"
             )
-        if self.batch_size % self.workers:
-            raise ValueError(
-                f"batch_size {self.batch_size} must be a multiple of workers {self.workers}: every "
-                "worker gets as many rows as every other"
-            )
+        check_shares(self.batch_size, self.workers, self.min_workers)
         if not any(term.is_on for term in self.losses.values()):
             raise ValueError("losses: expected one with a weight above 0, else nothing is trained")
         return self
@@ -249,6 +247,11 @@ class RunConfig(Strict):
         if self.synthetic is None:
             return self
         self.synthetic.check_batch(self.batch_size, workers=self.workers)
+        if self.min_workers is not None:
+            raise ValueError(
+                "min_workers: each worker remembers the synthetic pictures that it has made, for "
+                "as many workers as there were; leave it out, and give the run its workers"
+            )
         if self.save_every is not None:
             raise ValueError(
                 "save_every: what makes synthetic pictures is written down between epochs only; "
@@ -428,6 +431,8 @@ class RunConfig(Strict):
                 del content["data"][key]
         if self.data.views and VIEWS_VERSION > 1:  # which runs had before versions counted
             content["data"]["augment"]["version"] = VIEWS_VERSION
+        if self.min_workers is None:  # so were runs before there was a choice
+            del content["min_workers"]
         content["student"]["weights"] = file_digest(self.student.weights)
         content["losses"] = {label: content["losses"][label] for label in self.active}
         for label, term in self.active.items():

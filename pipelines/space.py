@@ -23,7 +23,7 @@ from pipelines.strict import Strict, validated
 
 VARIANT, SEED = "variant", "seed"
 _GREATER_IS_BETTER = ("val/top1", "val/elbo", AGREEMENT)
-_FIXED = ("name", "runs", "caches", "workers", FLAG)
+_FIXED = ("name", "runs", "caches", "workers", "min_workers", FLAG)
 # what must fit pictures, networks and losses
 _OF_NETWORKS = (
     *("student", "teacher", "data", "losses", "synthetic", "batch_size"),

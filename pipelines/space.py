@@ -14,8 +14,8 @@ from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from kdcore.checks import unknown_name
 from kdcore.losses import LOSSES, Loss
-from pipelines.config import plain
 from pipelines.custom_losses import FLAG, is_custom, loss_line
+from pipelines.digests import plain
 from pipelines.methods import AGREEMENT
 from pipelines.ranges import KINDS, Range
 from pipelines.runs import Run

@@ -28,8 +28,9 @@ from kdcore.taps import Tapped
 from kdcore.types import Classifier
 from pipelines.build import build_step
 from pipelines.cluster import num_cores, worker_resources, workers_at_once
-from pipelines.config import RunConfig, plain
+from pipelines.config import RunConfig
 from pipelines.data import Reader, TeacherRows
+from pipelines.digests import plain
 from pipelines.loop import BEST, LAST, STATE, Metrics, Progress, Report, fit, keep, pick_device
 from pipelines.models import read_state
 from pipelines.runs import Run, run_of

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kdcore.rows import num_workers
-from pipelines.config import DataConfig
+from pipelines.datasets import DataConfig
 from pipelines.generative.config import GenerativeConfig
 from pipelines.generative.models import Model
 from pipelines.generative.observations import Observations, Tensors, split

@@ -15,7 +15,8 @@ from pydantic import (
     model_validator,
 )
 
-from pipelines.config import DataConfig, digest, file_digest
+from pipelines.datasets import DataConfig
+from pipelines.digests import digest, file_digest
 from pipelines.generative.modes import (
     DISTILLED,
     ContinualConfig,

@@ -46,7 +46,7 @@ from kdcore.step import DistillStep
 from kdcore.taps import Tapped
 from kdcore.teachers import freeze, teacher_outputs
 from kdcore.types import Batch
-from pipelines.config import DataConfig
+from pipelines.datasets import DataConfig
 from pipelines.sources import read_pictures
 
 RESULTS = Path(__file__).parent / "results" / "datafree.md"

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 import pipelines
 from kdcore.losses import LOSSES
 from pipelines.augment import VERSION, AugmentConfig
-from pipelines.config import RunConfig, digest, plain
+from pipelines.config import RunConfig
+from pipelines.digests import digest, plain
 from pipelines.loading import load
 from pipelines.space import SweepConfig, changed
 from pipelines.strict import validated
@@ -683,7 +684,7 @@ def test_the_version_of_the_views_is_part_of_the_identity_where_there_are_views(
 ) -> None:
     seen, plain_ = augmented(flip=True), run_of()
     before = seen.identity, plain_.identity
-    monkeypatch.setattr("pipelines.config.VIEWS_VERSION", VERSION + 1)
+    monkeypatch.setattr("pipelines.identity.VIEWS_VERSION", VERSION + 1)
     assert (seen.identity != before[0], plain_.identity != before[1]) == (True, False)
 
 

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from kdcore.models import convnet
 from pipelines import synthesize
 from pipelines.cli import app
-from pipelines.config import DataConfig
+from pipelines.datasets import DataConfig
 from pipelines.sources import read_pictures
 from pipelines.strict import validated
 from pipelines.tracking import store_uri

@@ -65,31 +65,10 @@ def _explained(command: Callable[..., None]) -> Callable[..., None]:
 @_explained
 def check(config: Config, changes: Changes = [], debug: Debug = False) -> None:
     """Check a configuration against its data and networks; train nothing."""
-    from pipelines.build import build_student, checked
+    from pipelines.preview import described
 
-    loaded = load(config, changes)
-    run = _base(loaded)
-    if isinstance(run, GenerativeConfig):
-        _check_generative(_as_sweep(loaded))
-        return
-    pictures = checked(run)
-    for neighbour in neighbours(_as_sweep(loaded)):
-        checked(neighbour)
-    student = build_student(run, pictures)
-    count = sum(parameter.numel() for parameter in student.parameters())
-    shape = "x".join(map(str, pictures.image.shape[1:]))
-    say(f"{len(pictures.label)} pictures {shape}, {pictures.num_classes} classes")
-    for place in pictures.skipped:
-        say(f"  skipped {place}")
-    say(f"student {run.student.name}: {count:,} parameters")
-    for label, term in run.losses.items():
-        whose = f"from {run.called(term.teacher)}" if term.teacher else ""
-        compared = f"{term.loss} {term.params} {term.layers or ''} {whose}"
-        say(f"  {label}: {term.weight} x {compared}".rstrip())
-    if run.synthetic is not None:
-        count = run.synthetic.batches_per_epoch
-        say(f"synthetic: {run.synthetic.method}, {count} batches of {run.batch_size} an epoch")
-    _say_space(_as_sweep(loaded))
+    for line in described(_as_sweep(load(config, changes))):
+        say(line)
 
 
 @app.command()
@@ -213,7 +192,9 @@ def sweep(
         raise ValueError("a sweep that is resumed is the one that was begun: leave --set out")
     loaded = _as_sweep(load(config, changes)) if config else sweeps.begun_sweep(resume)
     if dry_run:
-        _show_plan(loaded)
+        from pipelines.preview import plan_of
+
+        print_plan(plan_of(loaded))
         return
     if isinstance(loaded.base, GenerativeConfig):
         from pipelines.generative.sweep import sweep as swept
@@ -404,25 +385,6 @@ def main() -> None:
     app()
 
 
-def _check_generative(config: SweepConfig) -> None:
-    from pipelines.generative.jobs import checked
-    from pipelines.generative.models import build_model
-
-    for run in [config.base, *neighbours(config)]:
-        checked(run)
-    generator = build_model(config.base.model).generator
-    count = sum(parameter.numel() for parameter in generator.parameters())
-    say(f"{config.base.mode}: {config.base.model.name}, {count:,} parameters to generate with")
-    _say_space(config)
-
-
-def _say_space(config: SweepConfig) -> None:
-    for variant in config.variants:
-        say(f"  variant {variant}")
-    for path, values in config.space.items():
-        say(f"  over {path}: {values.kind} {values.given}")
-
-
 def _base(loaded: Run | SweepConfig) -> Run:
     return loaded.base if isinstance(loaded, SweepConfig) else loaded
 
@@ -433,18 +395,3 @@ def _as_sweep(loaded: Run | SweepConfig) -> SweepConfig:
         return loaded
     search = SearchConfig.model_validate({"metric": loaded.selects[0]})
     return SweepConfig(name=loaded.name, base=loaded, space={}, search=search)
-
-
-def _show_plan(config: SweepConfig) -> None:
-    if isinstance(config.base, GenerativeConfig):
-        from pipelines.generative.plan import planned as planned_generative
-
-        print_plan(planned_generative(config))
-        return
-    from pipelines.build import checked
-    from pipelines.plan import planned
-
-    pictures = checked(config.base)
-    for neighbour in neighbours(config):
-        checked(neighbour)
-    print_plan(planned(config, pictures))

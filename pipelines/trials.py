@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import ray
 from ray import tune
 from ray.exceptions import RayTaskError
+from ray.tune.execution import class_cache
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import BasicVariantGenerator, SearchAlgorithm, Searcher
 
@@ -63,6 +65,22 @@ def run_trials(
     return trials
 
 
+@contextmanager
+def _secrets_kept() -> Iterator[None]:
+    """Tune would hand its actors the keys of AWS by their runtime environment, which Ray logs.
+
+    The processes of a node have the keys of that node, as those that write its caches do.
+    """
+    handed = class_cache.ENV_VARS_TO_PROPAGATE
+    keys = {name for name in handed if name.startswith("AWS_")}
+    handed -= keys
+    try:
+        yield
+    finally:
+        handed |= keys
+
+
+@_secrets_kept()
 def _tuned(
     config: SweepConfig,
     trainable: Callable[..., None],

@@ -20,7 +20,7 @@ from tests.clusters.disturbed import EPOCHS
 from tests.clusters.hosts import Host, settings, start_ray, two_hosts
 from tests.clusters.test_faults import check_nothing_was_lost, numbers
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.timeout(900)
 
 
 @dataclass

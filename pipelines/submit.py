@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 from ray.job_submission import JobStatus, JobSubmissionClient
 
+from pipelines.cluster import check_token
 from pipelines.config import RunConfig
 from pipelines.digests import plain
 from pipelines.loading import as_yaml
@@ -42,14 +43,10 @@ def connected(address: str) -> JobSubmissionClient:
 
 
 def _token() -> str:
+    check_token()
     if token := os.environ.get("RAY_AUTH_TOKEN"):
         return token
-    if path := os.environ.get("RAY_AUTH_TOKEN_PATH"):
-        return Path(path).read_text().strip()
-    raise ValueError(
-        "expected the cluster's token in RAY_AUTH_TOKEN or its file in RAY_AUTH_TOKEN_PATH, found "
-        "neither; a cluster that asks for none needs RAY_AUTH_MODE=disabled"
-    )
+    return Path(os.environ["RAY_AUTH_TOKEN_PATH"]).read_text().strip()
 
 
 def submit(
@@ -65,10 +62,11 @@ def submit(
     variables = {"PYTHONUNBUFFERED": "1", **_tracking()}
     with _staged(config, with_code=with_code) as working_dir:
         return client.submit_job(
-            # Ray starts it where it unpacked the files, which is gone after the job
+            # Ray starts it where it unpacked the files, which is gone after the job; -P: what lies
+            # in the folder is not imported
             entrypoint=(
                 f'file="$PWD/{_FILE}"; cd {shlex.quote(str(folder))} && '
-                f'exec python -m pipelines {command} "$file"'
+                f'exec python -P -m pipelines {command} "$file"'
             ),
             runtime_env={"working_dir": str(working_dir), "env_vars": variables},
             metadata={"name": config.name, "command": command},
@@ -109,8 +107,13 @@ async def _repeat_logs(client: JobSubmissionClient, job: str, say: Say) -> None:
 def _tracking() -> dict[str, str]:
     """The tracking server's address for the job, where there is one."""
     uri = os.environ.get("MLFLOW_TRACKING_URI", "")
-    if not uri.startswith("http"):  # a file of this machine is none of the cluster's
+    if not uri or urlsplit(uri).scheme in ("", "file", "sqlite"):  # of this machine alone
         return {}
+    if not uri.startswith("http"):
+        raise ValueError(
+            f"MLFLOW_TRACKING_URI names {urlsplit(uri).scheme}://, whose password would go with "
+            "the job; give a tracking server, http:// or https://, or leave it out"
+        )
     if "@" in urlsplit(uri).netloc:
         raise ValueError(
             "MLFLOW_TRACKING_URI holds a password, which everyone who sees the job would read; "

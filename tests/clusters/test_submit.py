@@ -60,6 +60,7 @@ def test_a_submitted_run_leaves_the_files_and_numbers_of_a_local_one(
     token: Cluster, toy_run: Path, workdir: Path, remote: Path
 ) -> None:
     token.lose_package()
+    (remote / "pipelines.py").write_text("raise ImportError('run from the shared folder')\n")
     done = kd("submit", toy_run, *LIVE, "--address", token.dashboard, "--folder", remote)
     assert done.exit_code == 0, done.output
     assert "best epoch" in done.stdout, "the job's words did not arrive"
@@ -195,6 +196,10 @@ def test_a_tracking_server_is_named_to_the_job_but_never_a_password(
     assert variables["MLFLOW_TRACKING_URI"] == "http://mlflow:5000"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:hunter2@mlflow:5000")
     with pytest.raises(ValueError, match="holds a password") as refused:
+        submitted.submit(load(toy_run), client, folder=workdir, with_code=False)  # type: ignore[arg-type]
+    assert "hunter2" not in str(refused.value)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql+psycopg2://me:hunter2@store/mlflow")
+    with pytest.raises(ValueError, match=r"names postgresql\+psycopg2://, whose pass") as refused:
         submitted.submit(load(toy_run), client, folder=workdir, with_code=False)  # type: ignore[arg-type]
     assert "hunter2" not in str(refused.value)
 

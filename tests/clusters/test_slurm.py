@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 from pathlib import Path
+from signal import SIGTERM, SIGUSR1, Signals
 
 import pytest
 
@@ -21,10 +22,16 @@ STUBS = {
         [[ $1 == ray ]] && echo "$RAY_AUTH_MODE $(stat -c %a "$RAY_AUTH_TOKEN_PATH")" >>modes
         exec "$@"
     """,
-    "scontrol": "printf 'one\\ntwo\\nthree\\n'",
+    "scontrol": """
+        if [[ $1 == requeue ]]; then echo "$*" >requeued; else printf 'one\\ntwo\\nthree\\n'; fi
+    """,
     "hostname": "echo 10.0.0.1 fe80::1",
     "ray": "exec tail --pid=$PPID -f /dev/null",
     "python": "cat >/dev/null",
+    "endless": """
+        trap 'pgrep -f "[t]ail --pid" >/dev/null && echo Ray >told_beside; exit 143' TERM
+        echo >begun; while :; do sleep 0.05; done
+    """,
     "work": 'echo "$RAY_ADDRESS" >address; exit "${1:-0}"',
 }
 
@@ -77,3 +84,17 @@ def test_the_token_is_for_the_owner_alone_and_gone_after_the_job(allocation: Pat
 def test_the_job_ends_as_its_command_does(allocation: Path) -> None:
     assert run(allocation, "work", "3").returncode == 3
     assert run(allocation).returncode == 2
+
+
+@pytest.mark.parametrize(("said", "is_requeued"), [(SIGUSR1, True), (SIGTERM, False)])
+def test_a_job_at_the_end_of_its_time_tells_its_command_and_is_queued_again(
+    allocation: Path, said: Signals, is_requeued: bool
+) -> None:
+    script = subprocess.Popen([*SHELL, "endless"], cwd=allocation)
+    while not (allocation / "begun").exists():
+        assert script.poll() is None
+    script.send_signal(said)
+    assert script.wait(timeout=30) == 143
+    assert (allocation / "told_beside").exists(), "it was told after Ray had ended"
+    assert (allocation / "requeued").exists() == is_requeued
+    assert not list(allocation.glob(".ray-*"))

@@ -21,7 +21,7 @@ usage() {
 }
 
 make_token() {
-  [[ -s $folder/token ]] || (umask 077 && head -c 32 /dev/urandom | od -An -vtx1 | tr -d ' \n' >"$folder/token")
+  [[ -s $folder/token ]] || head -c 32 /dev/urandom | od -An -vtx1 | tr -d ' \n' >"$folder/token"
 }
 
 # Starts a node that outlives this script and notes its number. It is tried again where it ends by
@@ -97,8 +97,14 @@ end_nodes() {
 }
 
 (($# >= 2)) || usage
+umask 077
 mkdir -p "$2"
 folder=$(realpath "$2")
+# else somebody may know the token, or have us end what is not ours
+[[ -O $folder ]] && ! (($(stat -c 0%a "$folder") & 022)) || {
+  echo "$folder is another's, or others may write in it: choose one that is yours alone" >&2
+  exit 1
+}
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$folder/token
 unset RAY_ADDRESS
 case $1 in

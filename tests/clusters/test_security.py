@@ -18,7 +18,7 @@ from pipelines.loading import load
 from pipelines.loop import STATE
 from pipelines.sources import read_pictures
 from pipelines.train import Inputs, train_here
-from tests.clusters.conftest import Cluster
+from tests.clusters.conftest import SCRIPT, Cluster
 
 pytestmark = pytest.mark.timeout(600)
 DRIVER = "import ray; ray.init(log_to_driver=False); print('nodes', len(ray.nodes()))"
@@ -82,6 +82,14 @@ def test_the_token_is_its_owner_s_and_in_no_command_line_or_log(cluster: Cluster
     assert logs
     for path in logs:
         assert token not in path.read_text(errors="replace"), path
+
+
+def test_a_folder_that_others_may_write_in_is_refused(tmp_path: Path) -> None:
+    tmp_path.chmod(0o777)
+    done = subprocess.run([SCRIPT, "start", tmp_path], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "others may write in it" in done.stderr
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_dashboard_listens_on_this_machine_only(cluster: Cluster) -> None:

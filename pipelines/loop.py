@@ -322,7 +322,8 @@ def state_of(parts: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     """All that ``resumed`` needs to go on; every worker must ask at once."""
     state = {name: part.state_dict() for name, part in parts.items()}
     state |= {"history": progress.history, "best": progress.best, "random": torch.get_rng_state()}
-    state["random_gpu"] = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    # of the own one: how many others a worker sees depends on the node
+    state["random_gpu"] = [torch.cuda.get_rng_state()] if torch.cuda.is_available() else []
     return state
 
 
@@ -346,7 +347,7 @@ def resumed(
     for name, part in parts.items():
         part.load_state_dict(state[name])
     torch.set_rng_state(state["random"].cpu())
-    for number, random in enumerate(state["random_gpu"]):
-        torch.cuda.set_rng_state(random.cpu(), number)
+    if state["random_gpu"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["random_gpu"][0].cpu())
     progress = Progress(state["history"], state["best"])
     return progress, read_weights(folder / BEST) if progress.best else {}

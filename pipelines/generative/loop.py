@@ -69,7 +69,7 @@ def fit(
         learning_rate = schedule.get_last_lr()[0]
         metrics = _train_epoch(module.train(), batches.train(epoch), optimizer).means()
         schedule.step()
-        metrics |= {"lr": learning_rate, "epoch": epoch + 1}
+        metrics |= {"lr": learning_rate, "epoch": epoch + 1, "system/workers": num_workers()}
         if batches.rank > 0:
             progress.history.append(metrics)
             report(metrics, None)

@@ -420,6 +420,14 @@ def test_a_finished_run_is_told_again_and_not_trained(tmp_path: Path) -> None:
     exactly(again.weights, done.weights)
 
 
+def test_a_run_goes_on_where_there_are_fewer_gpus(tmp_path: Path) -> None:
+    run = run_of(epochs=1)
+    progress = Training(run, kept=tmp_path).fit()
+    state = torch.load(tmp_path / STATE, weights_only=True)
+    torch.save(state | {"random_gpu": [torch.get_rng_state()] * 4}, tmp_path / STATE)
+    assert Training(run).fit(resume=tmp_path) == progress
+
+
 # --- what must not happen ---------------------------------------------------------------------
 
 

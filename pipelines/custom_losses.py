@@ -7,6 +7,7 @@ import importlib
 import inspect
 from functools import cache
 from importlib.metadata import packages_distributions, version
+from importlib.util import find_spec
 from operator import attrgetter
 from pathlib import Path
 from types import ModuleType
@@ -63,6 +64,7 @@ def code_identity(loss: str) -> dict[str, str]:
 
 def _imported(loss: str) -> ModuleType:
     module = loss.partition(":")[0]
+    _refuse_a_file_that_lies_here(loss, module.partition(".")[0])
     try:
         return importlib.import_module(module)
     except Exception as error:  # whatever the module itself does when it is imported
@@ -70,3 +72,17 @@ def _imported(loss: str) -> ModuleType:
             f"loss {loss!r} cannot be imported ({type(error).__name__}: {error}); install its "
             "package here and on every node"
         ) from None
+
+
+def _refuse_a_file_that_lies_here(loss: str, package: str) -> None:
+    """Else whoever may write where a run is started could have it run his code.
+
+    A package that is installed from its folder is no such file: a distribution brings it.
+    """
+    found = find_spec(package) if package.isidentifier() else None
+    lies_here = found is not None and Path.cwd() in Path(found.origin or "").parents[:2]
+    if lies_here and package not in packages_distributions():
+        raise ValueError(
+            f"loss {loss!r}: {package} is a file of the working directory, not a package that is "
+            "installed; `pip install --editable` it, here and on every node"
+        )

@@ -146,6 +146,15 @@ def test_what_is_no_line_is_refused_by_a_sentence(package: Path, loss: str, word
         run_of(losses={"mine": {"loss": loss}})
 
 
+def test_a_file_of_the_working_directory_is_not_run(
+    package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(package.parent)
+    with pytest.raises(ValueError, match="brought is a file of the working directory, not a pack"):
+        run_of()
+    assert imports(package) == 0
+
+
 def test_another_source_makes_another_run_and_the_word_alone_does_not(package: Path) -> None:
     first = run_of().identity
     assert run_of().identity == first

@@ -38,6 +38,8 @@ from pipelines.sources import Pictures
 
 RESULT = "result.json"
 MAX_FAILURES = 3  # of a run's workers; an error of its own comes again, and ends it
+# of workers in vain, a minute each: a node that comes instead of a lost one takes some to start
+STARTS = 30
 REGROW_S = 60.0  # between looks for nodes on which workers that are lacking could be
 _RAY_FOLDER, _LOCK = "workers", ".lock"
 OnEpoch = Callable[[Metrics], None]
@@ -219,7 +221,7 @@ def train_with_callback(
             checkpoint = _trainer(run, inputs, callback).fit().checkpoint
         except ray.train.WorkerGroupError as error:
             rank, cause = next(iter(error.worker_failures.items()))
-            raise RuntimeError(f"worker {rank} of {run.workers}: {cause}") from error
+            raise RuntimeError(f"worker {rank}: {cause}") from error
         with checkpoint.as_directory() as folder:
             copied = Path(shutil.copytree(folder, run.folder / ".arriving", dirs_exist_ok=True))
         keep(copied, run.folder)
@@ -249,9 +251,7 @@ def _trainer(run: Run, inputs: ray.ObjectRef, callback: UserCallback) -> TorchTr
             # of losses that nobody announced: Ray does not count spot instances taken back
             failure_config=FailureConfig(
                 max_failures=MAX_FAILURES,
-                # a start that waits in vain; of an elastic run each loss may bring one, since Ray
-                # hears of it up to 20 s later and first starts as many workers as there were
-                controller_failure_limit=MAX_FAILURES if run.min_workers else 1,
+                controller_failure_limit=STARTS,
             ),
             checkpoint_config=CheckpointConfig(num_to_keep=1),
             callbacks=[callback],

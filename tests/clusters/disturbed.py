@@ -1,10 +1,11 @@
 """Trains on several raylets of one machine, in a process of its own, while somebody is killed.
 
 Usage: python -m tests.clusters.disturbed FOLDER VICTIM, where VICTIM is ``nobody``, ``worker``,
-``node``, ``spot`` (a node that was warned first) or ``head``; ``elastic`` of a run that goes on
-with fewer workers until there is a node again; or of a sweep ``no_trial`` or ``trial_node``. Prints
-what it is told of each epoch, and at the end what came of it. Wants RAY_AUTH_TOKEN: Ray's processes
-ask for one, and Ray keeps the first that it finds when it is imported.
+``node``, ``spot`` (a node that was warned first), ``every_node`` (and one comes later) or ``head``;
+``elastic`` of a run that goes on with fewer workers until there is a node again; or of a sweep
+``no_trial`` or ``trial_node``. Prints what it is told of each epoch, and at the end what came of
+it. Wants RAY_AUTH_TOKEN: Ray's processes ask for one, and Ray keeps the first that it finds when it
+is imported.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
@@ -37,7 +38,7 @@ from pipelines.standing import Standing
 from pipelines.strict import validated
 from pipelines.sweep import sweep
 from pipelines.tracking import Tracker
-from pipelines.train import Inputs, train_on_workers
+from pipelines.train import MAX_FAILURES, Inputs, train_on_workers
 
 WORKERS, EPOCHS, AT_EPOCH = 2, 16, 3
 FEWER_UNTIL = 6  # the epoch after which the elastic run waits for its workers
@@ -124,6 +125,39 @@ KILLS: Mapping[str, Kill] = {
 }
 
 
+def kill_every_node(worker: psutil.Process) -> None:
+    """All but the head's, which has no room for workers."""
+    own = [one for one in ray.nodes() if "node:__internal_head__" not in one["Resources"]]
+    words = {f"--raylet_socket_name={one['RayletSocketName']}" for one in own}
+    for one in psutil.Process().children(recursive=True):
+        if one.is_running() and words & set(one.cmdline()):
+            for below in [one, *one.children(recursive=True)]:
+                below.kill()
+
+
+def train_until_a_node_comes() -> None:
+    """All nodes are lost, and one comes only when workers were started twice in vain."""
+    run = validated(RunConfig, RUN, where="toy")
+    waiting, lost = [kill_every_node], Event()
+
+    def told(metrics: Metrics) -> None:
+        print(json.dumps(metrics), flush=True)
+        if waiting and metrics["epoch"] == AT_EPOCH:
+            waiting.pop()(working("RayTrainWorker"))
+            lost.set()
+
+    start_s = float(os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"])
+    with several_nodes() as nodes, ThreadPoolExecutor(1) as pool:
+        inputs = Inputs(read_pictures(run.data, "train"))
+        trained = pool.submit(train_on_workers, run, inputs, told)
+        trained.add_done_callback(lambda _: lost.set())
+        lost.wait()
+        with suppress(TimeoutError):  # twice in vain, and half of a third time
+            trained.result(timeout=2.5 * start_s)
+        nodes.add_node(num_cpus=WORKERS + SPARE_CPUS)
+        print(json.dumps(trained.result().history))
+
+
 def train(victim: str) -> None:
     """A run with workers; somebody is killed when it tells of an epoch."""
     run = validated(RunConfig, RUN, where="toy")
@@ -135,7 +169,10 @@ def train(victim: str) -> None:
             waiting.pop()(working("RayTrainWorker"))
 
     inputs = Inputs(read_pictures(run.data, "train"))
-    print(json.dumps(train_on_workers(run, inputs, told).history))
+    # an announced loss is no failure: with none allowed the run goes on
+    allowed = 0 if victim == "spot" else MAX_FAILURES
+    with patch("pipelines.train.MAX_FAILURES", allowed):
+        print(json.dumps(train_on_workers(run, inputs, told).history))
 
 
 @dataclass(frozen=True)
@@ -170,6 +207,7 @@ def train_elastic() -> None:
         inputs = Patient(read_pictures(run.data, "train"))
         with ThreadPoolExecutor(1) as pool:
             trained = pool.submit(train_on_workers, run, inputs, told)
+            trained.add_done_callback(lambda _: are_fewer.set())  # if it fails before
             are_fewer.wait()
             nodes.add_node(num_cpus=1)
             print(json.dumps(trained.result().history))
@@ -192,8 +230,8 @@ def run_sweep(victim: str) -> None:
 def main(folder: str, victim: str) -> None:
     Path(folder).mkdir(exist_ok=True)
     os.chdir(folder)
-    if victim == "elastic":
-        train_elastic()
+    if victim in ("elastic", "every_node"):
+        train_elastic() if victim == "elastic" else train_until_a_node_comes()
         return
     with several_nodes():
         run_sweep(victim) if "trial" in victim else train(victim)

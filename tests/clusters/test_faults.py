@@ -7,7 +7,9 @@ import os
 import secrets
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
+from signal import SIGKILL
 from typing import Any
 
 import pytest
@@ -21,20 +23,33 @@ ROOT = Path(__file__).parents[2]
 Line = dict[str, Any]
 
 
-def trained(folder: Path, victim: str) -> tuple[list[Any], subprocess.CompletedProcess[str]]:
+def trained(
+    folder: Path, victim: str, *, start_s: int = 30
+) -> tuple[list[Any], subprocess.CompletedProcess[str]]:
     """What a disturbed process said, and how it ended."""
     command = [sys.executable, "-m", "tests.clusters.disturbed", str(folder), victim]
     settings = {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_gcs_rpc_server_reconnect_timeout_s": "5",  # who has lost the head gives up soon
-        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",  # who has lost a node tries again soon
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(start_s),  # then they are started again
     }
-    done = subprocess.run(
-        command, cwd=ROOT, env=os.environ | settings, capture_output=True, text=True, timeout=600
-    )
-    said = [json.loads(line) for line in done.stdout.splitlines() if line[:1] in ("{", "[")]
-    return said, done
+    with subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=os.environ | settings,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        try:
+            told, errors = process.communicate(timeout=600)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, SIGKILL)  # its nodes, where it could not end them
+    said = [json.loads(line) for line in told.splitlines() if line[:1] in ("{", "[")]
+    return said, subprocess.CompletedProcess(command, process.returncode, told, errors)
 
 
 def numbers(history: list[Line]) -> list[Line]:
@@ -66,7 +81,16 @@ def test_who_is_lost_costs_nothing_but_time(
     check_nothing_was_lost(told, history)
 
 
-def test_a_restarted_head_is_told_once_more_and_goes_on(
+def test_a_run_waits_for_the_node_that_comes_instead_of_those_lost(
+    tmp_path: Path, undisturbed: list[Line]
+) -> None:
+    (*told, history), done = trained(tmp_path, "every_node", start_s=10)
+    assert done.returncode == 0, done.stderr
+    assert numbers(history) == numbers(undisturbed)
+    check_nothing_was_lost(told, history)
+
+
+def test_who_has_lost_the_head_goes_on_in_a_new_cluster_when_called_again(
     tmp_path: Path, undisturbed: list[Line]
 ) -> None:
     told, done = trained(tmp_path, "head")

@@ -32,7 +32,7 @@ from pipelines.cluster import num_cores
 from pipelines.tracking import COMMIT, commit
 
 ROOT = Path(__file__).parents[2]
-NODES, FILES, CLASSES = (1, 2, 4), 6, 100
+NODES, FILES_A_NODE, CLASSES = (1, 2, 4), 6, 100
 BATCH, STEPS, ROUNDS = 64, 3, 3
 
 
@@ -86,7 +86,7 @@ def write_on(count: int) -> None:
     from pipelines.sources import Pictures
     from pipelines.strict import validated
 
-    rows = FILES * 2048
+    rows = FILES_A_NODE * count * 2048
     drawn = np.random.default_rng(0)
     image = drawn.integers(0, 256, (rows, 3, 32, 32), dtype=np.uint8)
     pictures = Pictures(image, drawn.integers(0, CLASSES, rows), CLASSES)

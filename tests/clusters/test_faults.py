@@ -32,7 +32,7 @@ def trained(
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_gcs_rpc_server_reconnect_timeout_s": "5",  # who has lost the head gives up soon
-        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(start_s),  # then they are started again
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",  # who has lost a node tries again soon
     }
     with subprocess.Popen(
         command,
@@ -84,7 +84,7 @@ def test_who_is_lost_costs_nothing_but_time(
 def test_a_run_waits_for_the_node_that_comes_instead_of_those_lost(
     tmp_path: Path, undisturbed: list[Line]
 ) -> None:
-    (*told, history), done = trained(tmp_path, "every_node", start_s=10)
+    (*told, history), done = trained(tmp_path, "every_node")
     assert done.returncode == 0, done.stderr
     assert numbers(history) == numbers(undisturbed)
     check_nothing_was_lost(told, history)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,9 +11,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from kdcore.dgm.coupling import student_name
-from kdcore.dgm.distances import distances
+from kdcore.dgm.distances import Lot, by_group, distances, num_steps, weighted_sum
 from kdcore.dgm.families import Delta
-from kdcore.dgm.objective import Objective, group_of
+from kdcore.dgm.objective import Objective, Reduction, group_of
 from kdcore.dgm.trace import Site, Trace
 
 
@@ -47,22 +47,31 @@ def compare(
     with torch.autocast(_device_type(teacher), enabled=False):
         target = _target_distances(teacher, student, objective)
         latent = _latent_distances(_paired(teacher, student, match), objective, adapters)
-    objective.check_groups(list(latent))
-    means = torch.stack([*target.values(), *latent.values()]).mean(dim=1)
-    weights = [1.0] * len(target) + [objective.weight_of(group) for group in latent]
-    # not a product of vectors, which autocast would take in half precision
-    loss = (means * means.new_tensor(weights)).sum()
-    parts = means.detach()
-    of_target = dict(zip(target, parts, strict=False))
-    of_latent = dict(zip(latent, parts[len(target) :], strict=True))
-    return Distilled(loss, of_target, of_latent, teacher, student)
+        objective.check_groups([*num_steps(latent)])
+        how = objective.over_steps
+        weights = _weights(target, lambda group: 1.0, how)
+        weights += _weights(latent, objective.weight_of, how)
+        loss = weighted_sum([*target, *latent], weights)
+    return Distilled(loss, by_group(target, how), by_group(latent, how), teacher, student)
+
+
+def _weights(
+    lots: Sequence[Lot], weight_of: Callable[[str], float], over_steps: Reduction
+) -> list[float]:
+    """What the divergence of each variable counts in the loss."""
+    steps = num_steps(lots)
+    weights = {
+        group: weight_of(group) / (count if over_steps == "mean" else 1)
+        for group, count in steps.items()
+    }
+    return [weights[group_of(name)] for lot in lots for name in lot.names]
 
 
 def _device_type(run: Trace) -> str:
     return next((site.value.device.type for site in run.sites.values()), "cpu")
 
 
-def _target_distances(teacher: Trace, student: Trace, how: Objective) -> dict[str, Tensor]:
+def _target_distances(teacher: Trace, student: Trace, how: Objective) -> list[Lot]:
     there, here = teacher.of_kind("target"), student.of_kind("target")
     if set(there) != set(here) or not there:
         raise ValueError(
@@ -70,7 +79,7 @@ def _target_distances(teacher: Trace, student: Trace, how: Objective) -> dict[st
             f"and {sorted(here)}"
         )
     pairs = {name: (site, here[name]) for name, site in there.items()}
-    return distances(how.target, pairs, over_dims="sum", over_steps=how.over_steps)
+    return distances(how.target, pairs, over_dims="sum")
 
 
 def _paired(
@@ -83,7 +92,7 @@ def _paired(
 
 def _latent_distances(
     pairs: Mapping[str, tuple[Site, Site]], how: Objective, adapters: nn.ModuleDict
-) -> dict[str, Tensor]:
+) -> list[Lot]:
     alike, adapted = {}, {}
     for name, (there, here) in pairs.items():
         if there.value.shape == here.value.shape:
@@ -92,11 +101,8 @@ def _latent_distances(
             adapted[name] = (_mean(there), _mean(here, adapters[group_of(name)]))
         else:
             _warn_of_shapes(name, there, here)
-    plain = distances(how.latent, alike, over_dims=how.over_dims, over_steps=how.over_steps)
-    if not adapted:
-        return plain
-    means = distances("squared_w2", adapted, over_dims=how.over_dims, over_steps=how.over_steps)
-    return plain | means
+    plain = distances(how.latent, alike, over_dims=how.over_dims)
+    return plain + distances("squared_w2", adapted, over_dims=how.over_dims)
 
 
 def _mean(site: Site, adapter: nn.Module | None = None) -> Site:

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from typing import Any, Literal, TypeVar
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 from torch.distributions import (
@@ -26,6 +25,7 @@ from torch.distributions import (
 )
 
 from kdcore.dgm.families import Delta, innermost
+from kdcore.dgm.softplus import softplus
 from kdcore.metrics.nuclear import nuclear_norm_of_product
 
 DivergenceName = Literal["kl", "cross_entropy", "squared_w2"]
@@ -105,14 +105,13 @@ def _no_closed_form(name: str, p: Distribution, q: Distribution) -> str:
 def _kl_normal(p: Normal, q: Normal) -> Tensor:
     ratio = p.scale / q.scale
     shift = (p.loc - q.loc) / q.scale
-    return torch.addcmul(ratio * ratio - 1, shift, shift) / 2 - ratio.log()
+    of_scales = torch.addcmul(-0.5 - ratio.log(), ratio, ratio, value=0.5)
+    return torch.addcmul(of_scales, shift, shift, value=0.5)
 
 
 def _kl_bernoulli(p: Bernoulli, q: Bernoulli) -> Tensor:
-    here, there = q.logits, p.logits
-    one = F.logsigmoid(there) - F.logsigmoid(here)
-    zero = F.logsigmoid(-there) - F.logsigmoid(-here)
-    return torch.sigmoid(there) * one + torch.sigmoid(-there) * zero
+    of_zero = softplus(q.logits) - softplus(p.logits)
+    return torch.addcmul(of_zero, torch.sigmoid(p.logits), p.logits - q.logits)
 
 
 def _kl_categorical(p: Any, q: Any) -> Tensor:
@@ -123,7 +122,7 @@ def _kl_categorical(p: Any, q: Any) -> Tensor:
 
 
 def _cross_entropy_bernoulli(p: Bernoulli, q: Bernoulli) -> Tensor:
-    return F.binary_cross_entropy_with_logits(q.logits, p.probs, reduction="none")
+    return torch.addcmul(softplus(q.logits), p.probs, q.logits, value=-1)
 
 
 def _cross_entropy_categorical(p: Any, q: Any) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from kdcore.dgm.distances import distances, sum_of
+from kdcore.dgm.distances import by_group, distances, weighted_sum
 from kdcore.dgm.row_noise import NoiseSource
 from kdcore.dgm.trace import Trace
 from kdcore.schedules import Schedule
@@ -69,11 +69,10 @@ def negative_elbo(inferred: Inferred, *, kl_weight: float = 1.0) -> Elbo:
     pairs = {
         name: (site, model[name]) for name, site in inferred.posterior.of_kind("latent").items()
     }
-    kl = distances("kl", pairs, over_dims="sum", over_steps="sum")
-    reconstruction = -inferred.joint.log_prob(["target"])
-    loss = (reconstruction + kl_weight * sum_of([*kl.values()])).mean()
-    parts = {group: value.detach().mean() for group, value in kl.items()}
-    return Elbo(loss, reconstruction.detach().mean(), parts)
+    kl = distances("kl", pairs, over_dims="sum")
+    reconstruction = -inferred.joint.log_prob(["target"]).mean()
+    loss = reconstruction + kl_weight * weighted_sum(kl, [1.0] * len(pairs))
+    return Elbo(loss, reconstruction.detach(), by_group(kl, "sum"))
 
 
 class NegativeElbo(nn.Module):

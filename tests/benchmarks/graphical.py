@@ -13,16 +13,19 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
+from kdcore.dgm.graph import DGM
 from kdcore.dgm.marginals import marginal_divergence
+from kdcore.dgm.trace import Trace
 from pipelines.generative.batches import judge_of
 from pipelines.generative.config import GenerativeConfig
-from pipelines.generative.inputs import GenerativeInputs, evidence_of
+from pipelines.generative.inputs import GenerativeInputs, evidence_of, step_of
 from pipelines.generative.models import load_model
 from pipelines.loading import load
 from pipelines.space import changed
@@ -74,7 +77,6 @@ APPLICATIONS: dict[str, tuple[str, Changes, Mapping[str, Changes]]] = {
 # columns of the table: heading, and what it is called in a cell
 TO_TEACHER = {"Frechet-T": "frechet", "EMD-T": "emd", "MMD-T": "mmd", "1NN-T": "one_nn"}
 
-# a student of two hidden units may start with dead ones, whatever it is then taught by
 BY_SEED = "exact KL, seed by seed"
 
 
@@ -120,6 +122,24 @@ def measured(run: GenerativeConfig) -> dict[str, float]:
     return found | bounds
 
 
+def constants_at_start(run: GenerativeConfig) -> list[str]:
+    """The variables that depend on nothing before training: every rectifier between is dead."""
+    generator = step_of(run, None, blank=True)[0].generator
+    assert isinstance(generator, DGM)
+    alive: dict[str, bool] = {}
+
+    def look(name: str) -> Callable[..., None]:
+        return lambda layer, seen, out: alive.update({name: bool((out > 0).any())})
+
+    for name, conditional in generator.conditionals.items():
+        for layer in conditional.modules():
+            if isinstance(layer, nn.ReLU):
+                layer.register_forward_hook(look(name))
+    with torch.no_grad():
+        generator(Trace(ENUMERATED, generator=torch.Generator().manual_seed(0)))
+    return [name for name, is_alive in alive.items() if not is_alive]
+
+
 def cells(applications: Iterable[str]) -> Iterable[tuple[str, str, int]]:
     for application in applications:
         for method in APPLICATIONS[application][2]:
@@ -140,6 +160,8 @@ def fill(applications: Iterable[str]) -> None:
         started = time.process_time()
         metrics = measured(run_of(application, method, seed))
         line = {"application": application, "method": method, "seed": seed, "metrics": metrics}
+        if application == "eruptions":
+            line["constant"] = constants_at_start(run_of(application, method, seed))
         line |= {"seconds": time.process_time() - started, "commit": commit().get(COMMIT, "")[:7]}
         with (WORK / "graphical.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
@@ -177,7 +199,20 @@ def table(application: str, lines: list[dict[str, Any]]) -> str:
             rows.append(f"| {method} ({len(held)}) | {' | '.join(values)} | {seconds:.0f} |")
     if own:
         rows.append(f"| {_floor(own, columns)} | |")
-    return "\n".join([f"## {application[0].upper()}{application[1:]}", "", *rows])
+    words = [f"## {application[0].upper()}{application[1:]}", "", *rows]
+    return "\n".join(words + _starts(own))
+
+
+def _starts(own: list[dict[str, Any]]) -> list[str]:
+    """Which students are born with a variable that no method can reach."""
+    dead = {line["seed"]: line["constant"] for line in own if line.get("constant")}
+    words = [
+        f"Seed {seed}: in the student as it is drawn, before any method touches it, all rectifiers "
+        f"in\nfront of {' and '.join(names)} are dead. It starts as a constant, and no gradient "
+        "reaches what is\nbehind a dead rectifier."
+        for seed, names in sorted(dead.items())
+    ]
+    return ["", *words] if words else []
 
 
 def _floor(own: list[dict[str, Any]], columns: Mapping[str, str]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ot
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.distributions import (
     Bernoulli,
@@ -21,6 +22,7 @@ from torch.distributions import (
 
 from kdcore.dgm.divergences import DivergenceName, divergence, register_divergence
 from kdcore.dgm.families import Delta
+from kdcore.dgm.softplus import softplus
 
 
 def random(*shape: int) -> Tensor:
@@ -67,6 +69,17 @@ def test_kl_of_bits_stays_finite_with_a_gradient_where_torchs_is_lost() -> None:
     torch.testing.assert_close(value.double(), exact, rtol=1e-6, atol=0)
     (gradient,) = torch.autograd.grad(value.sum(), logits)
     torch.testing.assert_close(gradient, logits.detach().sigmoid() - 0.5)
+
+
+def test_our_softplus_is_torchs_with_its_gradient() -> None:
+    x = torch.tensor([-800.0, -40, -3, 0, 0.5, 3, 40, 800]).double().requires_grad_()
+    torch.testing.assert_close(softplus(x), F.softplus(x, threshold=40), rtol=0, atol=1e-15)
+    (gradient,) = torch.autograd.grad(softplus(x).sum(), x)
+    torch.testing.assert_close(gradient, x.detach().sigmoid(), rtol=1e-15, atol=0)
+    torch.testing.assert_close(
+        softplus(x.float()).double(), softplus(x.float().double()), rtol=1e-7, atol=2e-7
+    )
+    assert torch.autograd.gradcheck(softplus, (random(3, 4).requires_grad_(),))
 
 
 def test_kl_of_classes_stays_finite_with_a_gradient_where_torchs_is_lost() -> None:

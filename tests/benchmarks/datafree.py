@@ -29,6 +29,7 @@ import torch.nn.functional as F
 from datafree_rows import (
     BATCH,
     BUDGETS,
+    OFFLINE_PICTURES,
     QUANTISED,
     REAL,
     TEACHER,
@@ -36,11 +37,13 @@ from datafree_rows import (
     digest_of,
     method_of,
     rows_of,
+    share_of,
     steps_of,
 )
 from datafree_table import RESULTS, Measured, commit, read, table, write
 from torch import Tensor
 
+from kdcore.datafree.augmentation import Augmentation
 from kdcore.datafree.batches import SyntheticBatches
 from kdcore.datafree.draws import Draw
 from kdcore.datafree.images import Normalisation
@@ -54,7 +57,7 @@ from kdcore.quantisation import rounded, with_integers
 from kdcore.step import DistillStep
 from kdcore.taps import Tapped
 from kdcore.teachers import freeze, teacher_outputs
-from kdcore.types import Batch
+from kdcore.types import Batch, Outputs
 from pipelines.config import DataConfig
 from pipelines.sources import read_pictures
 
@@ -65,7 +68,6 @@ NORMALISATIONS = {
     "FashionMNIST": Normalisation((0.286,), (0.353,)),
 }
 RATE = 2e-3
-OFFLINE_PICTURES = 1024
 QUANTISED_STEPS = 250
 LAYERS = {"block1": "block1", "block2": "block2", "block3": "block3"}
 WIDTHS = {
@@ -145,7 +147,7 @@ def _loaded(data: DataConfig, part: str) -> Part:
 def _train(net: torch.nn.Module, part: Part, steps: int) -> None:
     image, label = part
     optimizer, schedule = _optimised(net.parameters(), steps)
-    for rows in _rows(len(label), steps, seed=0):
+    for rows in _rows(len(label), steps, BATCH, seed=0):
         optimizer.zero_grad()
         F.cross_entropy(net(image[rows]), label[rows]).backward()
         optimizer.step()
@@ -157,7 +159,7 @@ def _train(net: torch.nn.Module, part: Part, steps: int) -> None:
 
 def measured(task: Task, row: str, seed: int) -> Iterator[Measured]:
     """What a row's student has learned; then what is left of it in 8 bits, where that is a row."""
-    method, steps = method_of(row), steps_of(row)
+    method, steps = method_of(row, task.name), steps_of(row)
     torch.manual_seed(seed)
     student = Tapped(_net(task.name, "student"), LAYERS)
     step = published_step(method, student, task.teacher, shape=task.shape, layers=LAYERS)
@@ -177,7 +179,7 @@ def measured(task: Task, row: str, seed: int) -> Iterator[Measured]:
 def _told(task: Task, row: str, seed: int, student: Tapped, started: float) -> Measured:
     spent = time.process_time() - started
     right = accuracy(student, task.test)
-    return Measured(task.name, row, seed, right, spent, digest_of(row), commit())
+    return Measured(task.name, row, seed, right, spent, digest_of(row, task.name), commit())
 
 
 def _quantised(task: Task, method: Method, student: Tapped, seed: int) -> Tapped:
@@ -194,7 +196,7 @@ def _offline(task: Task, method: Method, steps: int, seed: int) -> Iterator[Batc
         method,
         shape=task.shape,
         normalisation=task.normalisation,
-        count=OFFLINE_PICTURES,
+        count=share_of(OFFLINE_PICTURES, task.name),
         seed=seed,
         records=_records(task),
     )
@@ -210,11 +212,18 @@ def _records(task: Task) -> Records:
 
 def _from_rows(task: Task, image: Tensor, method: Method, steps: int, seed: int) -> Iterator[Batch]:
     """Random rows of pictures through the method's view, with what the teacher says of it."""
-    for count, rows in enumerate(_rows(len(image), steps, seed=seed)):
-        draw = Draw(torch.arange(BATCH), count, seed)
-        seen = method.student_view(image[rows], draw)
-        said = teacher_outputs(task.teacher, seen)
-        yield Batch(seen, said.logits.argmax(dim=1), rows, teacher=said)
+    viewed = method.student_view != Augmentation()
+    held = None if viewed else _answers(task.teacher, image)  # asked once for all steps
+    size = share_of(BATCH, task.name)
+    for count, rows in enumerate(_rows(len(image), steps, size, seed=seed)):
+        seen = method.student_view(image[rows], Draw(torch.arange(size), count, seed))
+        said = teacher_outputs(task.teacher, seen).logits if held is None else held[rows]
+        answers = Outputs(said, {}, task.teacher.head)
+        yield Batch(seen, said.argmax(dim=1), rows, teacher=answers)
+
+
+def _answers(teacher: Tapped, image: Tensor) -> Tensor:
+    return torch.cat([teacher_outputs(teacher, part).logits for part in image.split(1000)])
 
 
 def _online(task: Task, method: Method, student: Tapped, steps: int, seed: int) -> Iterator[Batch]:
@@ -248,10 +257,10 @@ def _optimised(
     return optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
 
 
-def _rows(count: int, steps: int, *, seed: int) -> Iterator[Tensor]:
+def _rows(count: int, steps: int, size: int, *, seed: int) -> Iterator[Tensor]:
     generator = torch.Generator().manual_seed(seed)
     for _ in range(steps):
-        yield torch.randint(count, (BATCH,), generator=generator)
+        yield torch.randint(count, (size,), generator=generator)
 
 
 def accuracy(net: Tapped, test: Part) -> float:

@@ -1,12 +1,14 @@
 """The rows of the table of data-free methods: presets, and what a budget changes of them.
 
-Every change is one of budget or of picture size, unless the name of the row says another.
+Every change is one of budget or of picture size, unless the name of the row says another. Pictures
+of Fashion-MNIST have twelve times the pixels: there every batch is half as large.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import fields, replace
 from hashlib import sha256
 from typing import Any
 
@@ -16,10 +18,12 @@ from kdcore.datafree.plans import Method
 from kdcore.datafree.presets import PRESETS
 from pipelines.methods import changed_plan
 
-BATCH = 128  # of every student
+BATCH = 128  # of every student, on the digits
 STEPS = 1000  # of every student but ZSKT's, which takes more for each of its generator's
 STEPS_OF_ZSKT = 2500
 DIGITS = "digits"
+SHARE_OF_BATCH = {DIGITS: 1.0, "FashionMNIST": 0.5}
+OFFLINE_PICTURES = 1024
 TEACHER = "teacher"
 REAL = "student on real data"
 TO_QUANTISE = "dfq"
@@ -112,7 +116,10 @@ BUDGETS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
         {
             "images": {**_THIN, "lr": 5e-3, "latent_lr": 5e-3},
             "schedule": {**_POOLED, "steps": 100, "student_steps": 125, "warmup": 1},
-            "priors": {"masked_disagreement": {"after": 1}},
+            "priors": {
+                "masked_disagreement": {"after": 1},
+                "contrast": {"params": {"temperature": 0.1, "num_negatives": 512}},
+            },
             **_NO_VIEW,
             **_T4,
         },
@@ -153,11 +160,21 @@ def rows_of(data: str) -> list[str]:
     return [row for row in ROWS if data == DIGITS or row not in ROWS_OF_DIGITS]
 
 
-def method_of(row: str) -> Method:
+def method_of(row: str, data: str) -> Method:
     """The method of a row; real pictures are looked at as noise is, and learned by as noise is."""
     preset, changes = BUDGETS[{REAL: "noise", QUANTISED: TO_QUANTISE}.get(row, row)]
     method: Method = changed_plan(PRESETS[preset], changes, (row,))
-    return method
+    sizes = {
+        field.name: share_of(getattr(method.schedule, field.name), data)
+        for field in fields(method.schedule)
+        if field.name.endswith("batch_size")
+    }
+    return replace(method, schedule=replace(method.schedule, **sizes))
+
+
+def share_of(pictures: int, data: str) -> int:
+    """What is left of so many pictures on a dataset."""
+    return int(pictures * SHARE_OF_BATCH[data])
 
 
 def steps_of(row: str) -> int:
@@ -165,10 +182,10 @@ def steps_of(row: str) -> int:
     return STEPS_OF_ZSKT if row.startswith("zskt") else STEPS
 
 
-def digest_of(row: str) -> str:
+def digest_of(row: str, data: str) -> str:
     """Of every value of a row; what was measured with others is measured again."""
     if row == TEACHER:
         return ""
-    method = json.loads(TypeAdapter(Method).dump_json(method_of(row)))
+    method = json.loads(TypeAdapter(Method).dump_json(method_of(row, data)))
     content = json.dumps([method, steps_of(row)], sort_keys=True)
     return sha256(content.encode()).hexdigest()[:12]

@@ -17,7 +17,7 @@ from datafree_rows import (
     FLOORS,
     QUANTISED,
     REAL,
-    ROWS,
+    SHARE_OF_BATCH,
     TEACHER,
     TO_QUANTISE,
     digest_of,
@@ -65,9 +65,13 @@ def read(work: Path) -> Mapping[tuple[str, str, int], Measured]:
     path = work / "measured.jsonl"
     lines = path.read_text().splitlines() if path.exists() else []
     held = [Measured(**json.loads(line)) for line in lines]
-    current = {row: digest_of(row) for row in ROWS}
+    current = {
+        (data, row): digest_of(row, data) for data in SHARE_OF_BATCH for row in rows_of(data)
+    }
     return {
-        (one.data, one.row, one.seed): one for one in held if current.get(one.row) == one.method
+        (one.data, one.row, one.seed): one
+        for one in held
+        if current.get((one.data, one.row)) == one.method
     }
 
 

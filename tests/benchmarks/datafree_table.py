@@ -105,7 +105,8 @@ def table(work: Path, datasets: Sequence[str]) -> str:
         reached = {row: one for row in listed if (one := _reached(held, name, row)) is not None}
         floors = _floors(reached) if name == DIGITS else {}
         rows = [_row(row, reached, floors) for row in listed]
-        parts += [f"## {name}", "\n".join([HEAD, *rows]), " ".join(_findings(reached, floors))]
+        findings = " ".join(_findings(reached, floors))
+        parts += [f"## {name}", "\n".join([HEAD, *rows]), *([findings] if findings else [])]
     return "\n\n".join(parts) + "\n"
 
 

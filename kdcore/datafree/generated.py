@@ -16,6 +16,7 @@ from kdcore.datafree.generators import Generator, redraw
 from kdcore.datafree.images import Normalisation
 from kdcore.datafree.plans import Adapted, Generators
 from kdcore.rows import num_workers
+from kdcore.schedules import Cosine
 
 REPTILE_SCALE = 67.0  # of the code of FastDFKD, without a reason
 
@@ -38,9 +39,18 @@ class GeneratedPictures(Parametrisation):
         self.optimizers = [
             torch.optim.Adam(trained(net), plan.lr, betas=plan.betas) for net in nets
         ]
+        self.rounds = 0
 
     def begin(self, draw: Draw) -> None:
         self.latents = self._latents(draw)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = self._lr()
+
+    def _lr(self) -> float:
+        if self.plan.annealed_over is None:
+            return self.plan.lr
+        return Cosine(self.plan.lr, 0.0, float(self.plan.annealed_over))(float(self.rounds))
 
     def _latents(self, draw: Draw) -> list[Tensor]:
         count = len(self.nets)
@@ -69,7 +79,7 @@ class GeneratedPictures(Parametrisation):
             optimizer.step()
 
     def end(self) -> None:
-        pass
+        self.rounds += 1
 
     @torch.no_grad()
     def sample(self, draw: Draw) -> Tensor:
@@ -78,13 +88,15 @@ class GeneratedPictures(Parametrisation):
 
     def state_dict(self) -> dict[str, Any]:
         optimizers = [optimizer.state_dict() for optimizer in self.optimizers]
-        return {"nets": [net.state_dict() for net in self.nets], "optimizers": optimizers}
+        nets = [net.state_dict() for net in self.nets]
+        return {"nets": nets, "optimizers": optimizers, "rounds": self.rounds}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         for net, held in zip(self.nets, state["nets"], strict=True):
             net.load_state_dict(held)
         for optimizer, held in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(held)
+        self.rounds = state["rounds"]
 
 
 @final

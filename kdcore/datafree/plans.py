@@ -32,11 +32,15 @@ class Pixels:
 
 @dataclass(frozen=True, kw_only=True)
 class Generators:
-    """One generator or several that learn on over all rounds; several share a batch alike."""
+    """One generator or several that learn on over all rounds; several share a batch alike.
+
+    With ``annealed_over`` the rate falls to 0 along a cosine over so many rounds.
+    """
 
     network: GeneratorNetwork
     lr: float
     betas: Betas = (0.9, 0.999)
+    annealed_over: int | None = None
     count: int = 1
     clip_norm: float | None = None
     sample_in: Literal["train", "eval"] = "train"  # what BatchNorm does for the student's pictures

@@ -1,4 +1,4 @@
-"""Every published data-free method as data; where sources disagree, who is followed."""
+"""Published data-free methods as data, and noise; where sources disagree, who is followed."""
 
 from __future__ import annotations
 
@@ -68,7 +68,6 @@ DEEPINVERSION = Method(
         "class": Weighted(),
         "statistics": Weighted(weight=10.0),
         "tv_l2": Weighted(weight=2.5e-5),
-        "length": Weighted(weight=0.0),
     },
     view=Augmentation(roll=2),
     schedule=Offline(batch_size=256, steps=2000),
@@ -92,8 +91,7 @@ ADAPTIVE_DEEPINVERSION = Method(
     losses={"kd": Distilled(params={"temperature": 20.0})},
 )
 
-# Chen and others 2019, arXiv:1904.01186: MNIST. `statistics` of weight 1 is not theirs; it is what
-# makes the method work on a small budget.
+# Chen and others 2019, arXiv:1904.01186: MNIST. `statistics` is not theirs but an option.
 DAFL = Method(
     images=Generators(
         network=GeneratorNetwork(latent=100, ending="tanh_batch_norm", batch_norm_eps=0.8), lr=0.2
@@ -112,7 +110,10 @@ DAFL = Method(
 # as their code; the equation has a sum of distances, whose beta is another.
 ZSKT = Method(
     images=Generators(
-        network=GeneratorNetwork(latent=100, ending="batch_norm"), lr=1e-3, clip_norm=5.0
+        network=GeneratorNetwork(latent=100, ending="batch_norm"),
+        lr=1e-3,
+        annealed_over=80_000,
+        clip_norm=5.0,
     ),
     priors={"disagreement": Weighted(params={"reduction": "entries"})},
     schedule=Alternation(batch_size=128, student_steps=10, student_sees="same_latents", rounds=400),
@@ -139,8 +140,7 @@ DFQ = Method(
     losses={"kd": Distilled(params={"temperature": 1.0})},
 )
 
-# Fang and others 2021, arXiv:2105.08584: CIFAR-10, adversarial, WRN; from 50,000 pictures that are
-# made before the student.
+# Fang and others 2021, arXiv:2105.08584: CIFAR-10, adversarial, WRN; 50,000 pictures come before.
 CMI = Method(
     images=Adapted(network=GeneratorNetwork(latent=256), lr=1e-3, latent_lr=1e-3, kind="redrawn"),
     targets=Classes(),
@@ -158,8 +158,7 @@ CMI = Method(
     losses={"kd": Distilled(params={"temperature": 20.0})},
 )
 
-# Fang and others 2022, arXiv:2112.15278: CIFAR-10, five steps, FOMAML; `images.kind` has Reptile
-# and plain reuse. The outer rate is the inner one times the steps, as their code.
+# Fang and others 2022, arXiv:2112.15278: CIFAR-10, five steps, FOMAML; `images.kind` has more.
 FAST = Method(
     images=Adapted(
         network=GeneratorNetwork(latent=256), lr=3e-3, latent_lr=0.01, kind="fomaml", meta_lr=0.015
@@ -178,7 +177,6 @@ FAST = Method(
     losses={"kd": Distilled(params={"temperature": 20.0})},
 )
 
-# The control: what a student learns from the teacher's answers to noise.
 NOISE = Method(
     images=Pixels(lr=1.0, start="normal", bounds="clip"),
     priors={},

@@ -98,8 +98,11 @@ def toy(name: str) -> Method:
 
 
 def _thin(images: Any) -> Any:
-    if isinstance(images, Generators | Adapted):
-        return replace(images, network=replace(images.network, latent=8, width=4))
+    if not isinstance(images, Generators | Adapted):
+        return images
+    images = replace(images, network=replace(images.network, latent=8, width=4))
+    if isinstance(images, Generators) and images.annealed_over is not None:
+        return replace(images, annealed_over=12)
     return images
 
 

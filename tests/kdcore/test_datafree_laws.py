@@ -355,6 +355,23 @@ def test_a_generator_s_gradient_is_clipped() -> None:
     torch.testing.assert_close(norm, torch.tensor(0.5), rtol=1e-4, atol=0)
 
 
+def test_a_generator_s_rate_falls_to_nothing_over_the_rounds_that_it_is_annealed_over() -> None:
+    network = GeneratorNetwork(latent=4, width=2)
+    plan = Generators(network=network, lr=0.1, annealed_over=4)
+    made = parametrisation(plan, (1, 8, 8), NORMALISATION, torch.zeros(()))
+    moved = []
+    for occasion in range(6):
+        before = [held.detach().clone() for held in made.changed()]
+        made.begin(draw(4, occasion))
+        made.step([torch.ones_like(held) for held in made.changed()])
+        made.end()
+        # Adam's steps on one gradient again and again are of the rate itself
+        moved.append(float((before[0] - made.changed()[0].detach()).mean()))
+    half = 0.5**0.5
+    expected = [0.05 * (1 + cosine) for cosine in (1, half, 0, -half, -1, -1)]
+    assert moved == pytest.approx(expected, abs=1e-6)
+
+
 def test_an_ensemble_shares_the_rows_of_a_batch() -> None:
     plan = Generators(network=GeneratorNetwork(latent=4, width=2), lr=0.1, count=2)
     made = parametrisation(plan, (1, 8, 8), NORMALISATION, torch.zeros(()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import replace
 
@@ -203,6 +204,14 @@ def test_a_collapse_shows_in_the_shares_of_the_classes() -> None:
     torch.testing.assert_close(class_shares(even), torch.full((4,), 0.25))
     torch.testing.assert_close(class_shares(one), torch.tensor([1.0, 0, 0, 0]))
     assert float(class_imbalance(one)) > float(class_imbalance(even))
+
+
+def test_a_class_that_nobody_can_predict_leaves_the_balance_finite() -> None:
+    teacher = torch.tensor([[300.0, 0.0, 0.0], [0.0, 300.0, 0.0]], requires_grad=True)
+    value = class_imbalance(teacher)
+    value.backward()
+    torch.testing.assert_close(value.detach(), torch.tensor(-math.log(2.0)))
+    assert bool(teacher.grad is not None and teacher.grad.isfinite().all())
 
 
 def test_where_nobody_agrees_the_masked_divergence_has_no_gradient() -> None:

@@ -30,32 +30,6 @@ OFFLINE = [name for name, method in PRESETS.items() if isinstance(method.schedul
 ONLINE = [name for name in PRESETS if name not in OFFLINE]
 
 
-def made_offline(name: str, *, seed: int = 0, shard: int = 0, count: int = 2 * BATCH):  # type: ignore[no-untyped-def]
-    teacher = trained_teacher()
-    records = real_records(teacher) if name == "lopes" else None
-    return transfer_set(
-        teacher,
-        toy(name),
-        shape=SHAPE,
-        normalisation=NORMALISATION,
-        count=count,
-        seed=seed,
-        shard=shard,
-        records=records,
-    )
-
-
-def synthesizer(name: str, students, *, seed: int = 0) -> Synthesizer:  # type: ignore[no-untyped-def]
-    return Synthesizer(
-        trained_teacher(),
-        toy(name),
-        shape=SHAPE,
-        normalisation=NORMALISATION,
-        students=students,
-        seed=seed,
-    )
-
-
 def test_the_teacher_of_the_tests_is_a_teacher() -> None:
     assert accuracy(trained_teacher()) > 0.95
 
@@ -64,11 +38,20 @@ def test_the_teacher_of_the_tests_is_a_teacher() -> None:
 def test_an_offline_method_trains_a_student_and_leaves_its_teacher(name: str) -> None:
     teacher, student = trained_teacher(), new_student()
     before = digest(teacher)
-    made = made_offline(name)
+    made = transfer_set(
+        teacher,
+        toy(name),
+        shape=SHAPE,
+        normalisation=NORMALISATION,
+        count=2 * BATCH,
+        seed=0,
+        records=real_records(teacher) if name == "lopes" else None,
+    )
     step = published_step(PRESETS[name], student, teacher, shape=SHAPE, layers=LAYERS)
     epochs = [learn(step, stored_batches(made.image, made.label, teacher)) for _ in range(6)]
     assert sum(epochs[-1]) < sum(epochs[0])
     assert digest(teacher) == before
+    assert all(held.grad is None for held in teacher.parameters())
     if name != "noise":
         assert made.metrics["loss_last"] < made.metrics["loss_first"]
 

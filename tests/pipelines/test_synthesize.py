@@ -15,18 +15,24 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
+from kdcore.datafree.plans import Offline
+from kdcore.datafree.presets import PRESETS
 from kdcore.models import convnet
 from pipelines import synthesize
+from pipelines.build import build_teacher
 from pipelines.cli import app
+from pipelines.config import RunConfig
 from pipelines.datasets import DataConfig
 from pipelines.sources import read_pictures
 from pipelines.strict import validated
 from pipelines.tracking import store_uri
+from pipelines.train import Inputs, Teacher, train_here
 from pipelines.transfer import DONE, MANIFEST, TransferConfig
 from pipelines.views import normalised
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
+OFFLINE = [name for name, one in PRESETS.items() if isinstance(one.schedule, Offline)]
 COUNT, SHARD = 42, 8  # six shards, of which the last has two pictures
 
 
@@ -201,6 +207,40 @@ def test_records_are_taken_from_the_real_pictures(content: dict[str, Any]) -> No
     changes = {"method": "lopes", "records": real, "num_classes": 10, "count": 10}
     folder = write(config(content, **changes))
     assert pq.read_metadata(folder / "train-00000.parquet").num_rows == 8
+
+
+@pytest.mark.parametrize("method", OFFLINE)
+def test_a_set_of_every_offline_method_is_what_a_run_is_trained_on(
+    method: str, content: dict[str, Any]
+) -> None:
+    torch.manual_seed(0)
+    save_file(convnet(10, 1, width=4).state_dict(), "teacher.safetensors")
+    steps = min(2, PRESETS[method].schedule.steps)
+    changes = {"method": method, "num_classes": 10, "count": 16}
+    changes |= {"change": {"schedule": {"steps": steps, "batch_size": SHARD}}}
+    if method == "lopes":
+        changes["records"] = {"name": "digits", "limit": 200}
+    folder = write(config(content, **changes))
+    run = validated(
+        RunConfig,
+        {
+            "student": {"name": "convnet", "params": {"width": 3}},
+            "teacher": {**content["teacher"], "source": "live"},
+            "data": {"name": "parquet", "root": str(folder), "validation": 0.5},
+            "epochs": 2,
+            "batch_size": 8,
+            "optimizer": {"lr": 0.02},
+            "losses": {"kd": {}},
+        },
+        where="here",
+    )
+    pictures = read_pictures(run.data, "train")
+    ((label, teacher),) = run.teachers.items()
+    live = build_teacher(teacher, pictures, set())
+    held = Teacher(Path("teacher.safetensors"), live=live)
+    result = train_here(run, Inputs(pictures, {label: held}), lambda metrics: None)
+    losses = [told["train/loss"] for told in result.history]
+    assert losses[1] < losses[0]
 
 
 def test_the_command_makes_a_set_and_logs_it(

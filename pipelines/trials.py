@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -59,9 +60,12 @@ def run_trials(
         threads=max(1, num_cores() // concurrent),
     )
     followed = partial(Follow, config, inputs, show=show, tracker=tracker, parent=parent)
-    trials = _tuned(config, trainable, concurrent, followed=followed, proposals=proposals)
+    tuned = partial(_tuned, config, trainable, concurrent, followed=followed, proposals=proposals)
+    budget_s, started = config.search.minutes and 60 * config.search.minutes, time.monotonic()
+    trials = tuned(budget_s=budget_s)
     if any(trial.is_lost for trial in trials):
-        trials = _tuned(config, trainable, concurrent, followed=followed, proposals=proposals)
+        left_s = budget_s and max(1.0, budget_s - (time.monotonic() - started))
+        trials = tuned(budget_s=left_s)
     return trials
 
 
@@ -88,6 +92,7 @@ def _tuned(
     *,
     followed: Callable[..., Follow],
     proposals: Path,
+    budget_s: float | None,
 ) -> list[Trial]:
     searcher = _searcher(config, concurrent, folder=proposals)
     proposes = isinstance(searcher, ProposeByOptuna | ProposeGenerations)
@@ -108,7 +113,7 @@ def _tuned(
                 mode=config.search.mode,
                 num_samples=total if proposes else 1,
                 max_concurrent_trials=concurrent,
-                time_budget_s=config.search.minutes and 60 * config.search.minutes,
+                time_budget_s=budget_s,
                 search_alg=searcher,
                 scheduler=_scheduler(config),
                 reuse_actors=True,

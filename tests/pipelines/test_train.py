@@ -106,9 +106,13 @@ def test_a_killed_worker_costs_nothing_but_time(run: RunConfig) -> None:
 
 
 @pytest.mark.usefixtures("local_ray")
-def test_more_workers_than_the_cluster_has_are_refused_at_once(run: RunConfig) -> None:
-    many = changed(run, {"workers": 32})
-    with pytest.raises(ValueError, match=r"workers: 32 are more than the \d+ that this cluster"):
+@pytest.mark.parametrize("elastic", [{}, {"batch_size": 64, "workers": 64, "min_workers": 64}])
+def test_more_workers_than_the_cluster_has_are_refused_at_once(
+    run: RunConfig, elastic: dict[str, Any]
+) -> None:
+    many = changed(run, {"workers": 32} | elastic)
+    name, count = ("min_workers", 64) if elastic else ("workers", 32)
+    with pytest.raises(ValueError, match=rf"^{name}: {count} are more than the \d+ that this"):
         train_on_workers(many, inputs_of(run), no_word)
 
 

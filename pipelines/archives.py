@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from pipelines.config import DataConfig
+from pipelines.datasets import DataConfig
 from pipelines.decoding import Encoded, num_labels
 from pipelines.transfer import DONE, MANIFEST
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator, Mapping
-from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 from urllib.parse import urlsplit
@@ -14,7 +11,6 @@ from pydantic import (
     Discriminator,
     Field,
     NonNegativeInt,
-    PositiveFloat,
     PositiveInt,
     Tag,
     ValidationInfo,
@@ -25,15 +21,17 @@ from pydantic import (
 from kdcore.checks import unknown_name
 from kdcore.taps import EMBEDDING
 from kdcore.teachers import Ensemble
-from pipelines.augment import VERSION as VIEWS_VERSION
-from pipelines.augment import AugmentConfig
-from pipelines.custom_losses import FLAG, code_identity, is_custom, loss_line
+from pipelines.custom_losses import FLAG, is_custom, loss_line
+from pipelines.datasets import SHARED, DataConfig
+from pipelines.digests import file_digest
 from pipelines.formats import LogitsFormat, TopConfig
+from pipelines.identity import identity_of
 from pipelines.methods import AGREEMENT, SyntheticConfig
 from pipelines.networks import ModelConfig, StudentConfig
 from pipelines.optimizer import OptimizerConfig
 from pipelines.strict import Strict
 from pipelines.terms import LossConfig
+from pipelines.workers import check_shares
 
 
 class TeacherConfig(Strict):
@@ -87,34 +85,6 @@ class TeacherConfig(Strict):
         )
 
 
-class DataConfig(Strict):
-    """Where pictures come from, how they are split, seen and normalised."""
-
-    # digits | parquet | folder | huggingface | webdataset | a torchvision dataset such as CIFAR100
-    name: str
-    root: Path | None = None
-    download: bool = False
-    size: PositiveInt | None = None  # resize to size x size; needed where pictures differ
-    classes: PositiveInt | None = None  # so many of the classes only, drawn with their seed
-    classes_seed: NonNegativeInt = 0
-    on_bad_image: Literal["fail", "skip"] = "fail"  # of a picture that does not decode
-    limit: PositiveInt | None = None  # the first rows of the training file only
-    validation: float = Field(default=0.1, gt=0, lt=1)  # share of the training file
-    split_seed: NonNegativeInt = 0
-    views: NonNegativeInt = 0  # augmented views; 0 trains on the pictures as they are
-    view_seed: NonNegativeInt = 0
-    augment: AugmentConfig = AugmentConfig()
-    mean: tuple[float, ...] = (0.5,)
-    std: tuple[PositiveFloat, ...] = (0.25,)
-    spool: Path | None = None  # where rows are unpacked that are more than the memory holds
-
-    @model_validator(mode="after")
-    def _augments_views(self) -> DataConfig:
-        if self.augment != AugmentConfig() and self.views == 0:
-            raise ValueError("augment changes views, and there are none: give data.views")
-        return self
-
-
 class DiagnosticsConfig(Strict):
     """What is measured beside accuracy, every epoch on held-out pictures."""
 
@@ -132,7 +102,6 @@ Teachers = Annotated[
     Annotated[TeacherConfig, Tag("(one)")] | Several, Discriminator(_one_or_several)
 ]
 
-_LATER = ("classes", "classes_seed", "on_bad_image")
 _METRICS = ("loss", "top1")  # of every run's training, beside its terms
 
 
@@ -169,6 +138,7 @@ class RunConfig(Strict):
     synthetic: SyntheticConfig | None = None  # instead of the data's pictures, which only validate
     diagnostics: DiagnosticsConfig = DiagnosticsConfig()
     workers: PositiveInt = 1
+    min_workers: PositiveInt | None = None  # with so few it goes on when others are lost
     save_every: PositiveInt | None = None  # steps: checkpoints within an epoch, not only at its end
     seed: NonNegativeInt = 0
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
@@ -224,11 +194,7 @@ class RunConfig(Strict):
             raise ValueError(
                 f"losses.ce is cross-entropy, not {self.losses['ce'].loss!r}; rename it"
             )
-        if self.batch_size % self.workers:
-            raise ValueError(
-                f"batch_size {self.batch_size} must be a multiple of workers {self.workers}: every "
-                "worker gets as many rows as every other"
-            )
+        check_shares(self.batch_size, self.workers, self.min_workers)
         if not any(term.is_on for term in self.losses.values()):
             raise ValueError("losses: expected one with a weight above 0, else nothing is trained")
         return self
@@ -249,6 +215,11 @@ class RunConfig(Strict):
         if self.synthetic is None:
             return self
         self.synthetic.check_batch(self.batch_size, workers=self.workers)
+        if self.min_workers is not None:
+            raise ValueError(
+                "min_workers: each worker remembers the synthetic pictures that it has made, for "
+                "as many workers as there were; leave it out, and give the run its workers"
+            )
         if self.save_every is not None:
             raise ValueError(
                 "save_every: what makes synthetic pictures is written down between epochs only; "
@@ -295,9 +266,7 @@ class RunConfig(Strict):
         return self
 
     def _sees_what_its_teacher_saw(self, label: str, theirs: DataConfig) -> None:
-        """Else the teacher meets pictures it was not made for, or was trained on our validation."""
-        keys = ("name", "root", "size", *_LATER, "limit", "validation", "split_seed", "mean", "std")
-        for key in keys:
+        for key in SHARED:
             if getattr(self.data, key) != getattr(theirs, key):
                 raise ValueError(
                     f"data.{key} is {getattr(self.data, key)!r} and the {self.called(label)}'s "
@@ -413,51 +382,8 @@ class RunConfig(Strict):
 
     @property
     def identity(self) -> str:
-        """Twelve hex digits of every value that decides the numbers, weights files by content.
-
-        A teacher's term of weight 0 is left out, and a teacher that no term listens to with it: the
-        control of every sweep is one run. A dataset counts by its name and root, not its content.
-        """
-        content = self.model_dump(
-            mode="json", exclude={"name", "runs", "caches", "save_every", FLAG}
-        )
-        for where in ("download", "spool"):
-            del content["data"][where]
-        for key in _LATER:  # whose default is what there was before
-            if content["data"][key] == DataConfig.model_fields[key].default:
-                del content["data"][key]
-        if self.data.views and VIEWS_VERSION > 1:  # which runs had before versions counted
-            content["data"]["augment"]["version"] = VIEWS_VERSION
-        content["student"]["weights"] = file_digest(self.student.weights)
-        content["losses"] = {label: content["losses"][label] for label in self.active}
-        for label, term in self.active.items():
-            if is_custom(term.loss):
-                content["losses"][label]["code"] = code_identity(term.loss)
-        del content["synthetic"]
-        if self.synthetic is not None:
-            content["synthetic"] = self.synthetic.identity_content(self.batch_size)
-        self._identify_teachers(content)
-        return digest(content)[:12]
-
-    def _identify_teachers(self, content: dict[str, Any]) -> None:
-        """Put in who is heard and by whom, by place in the list: labels are only names.
-
-        A teacher that alone is heard counts as the run's only one.
-        """
-        heard = list(self.heard)
-        teachers = [self.heard[label].identity_content for label in heard]
-        content["teacher"] = teachers if len(heard) > 1 else teachers[0] if heard else None
-        if not self.hears_average:
-            del content["ensemble"]
-        if not self.diagnostics.bounds:
-            content["diagnostics"]["teacher"] = None
-        joins = [content["student"][form] for form in self.student.joins]
-        synthetic = [content["synthetic"]] if self.synthetic is not None else []
-        listeners = [*content["losses"].values(), *joins, *synthetic, content["diagnostics"]]
-        for listener in listeners:
-            name = listener.pop("teacher")
-            if len(heard) > 1 and name is not None:
-                listener["teacher"] = heard.index(name)
+        """Twelve hex digits of every value that decides the numbers, weights files by content."""
+        return identity_of(self)
 
     @property
     def folder(self) -> Path:
@@ -465,28 +391,3 @@ class RunConfig(Strict):
 
 
 TeacherConfig.model_rebuild()
-
-
-def plain(config: Strict) -> dict[str, Any]:
-    """The configuration as YAML would hold it, with every default filled in."""
-    return config.model_dump(mode="json")
-
-
-def digest(content: Any) -> str:
-    """sha256 of the canonical JSON of a value."""
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def file_digest(path: Path | None) -> str | None:
-    """Of the content: other weights under the same name make another run."""
-    if path is None or not path.is_file():
-        return None if path is None else str(path)
-    found = path.stat()
-    return _digest_of(path, found.st_mtime_ns, found.st_size)
-
-
-@lru_cache
-def _digest_of(path: Path, changed_at: int, size: int) -> str:
-    """Of the content, read once as long as the file stays as it is."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from kdcore.types import Batch, Classifier, Mix, Outputs
-from pipelines.config import DataConfig, RunConfig
+from pipelines.config import RunConfig
+from pipelines.datasets import DataConfig
 from pipelines.rows import Rows
 from pipelines.sources import Pictures, split, split_rows
 from pipelines.views import mixed, mixture, normalised, permutation, view

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines.config import DataConfig
+from pipelines.datasets import DataConfig
 from pipelines.memory import check_fits
 from pipelines.rows import FileRows, RowsWriter
 

@@ -24,9 +24,10 @@ from pipelines.cache.read import read_cache
 from pipelines.cache.storage import Store
 from pipelines.cache.write import write_cache
 from pipelines.cluster import cluster
-from pipelines.config import RunConfig, TeacherConfig, plain
+from pipelines.config import RunConfig, TeacherConfig
 from pipelines.data import Reader, TeacherRows, whole
 from pipelines.diagnostics import Matched, matched
+from pipelines.digests import plain
 from pipelines.figures import EMBEDDING, joint_embedding, learning_curves, risk_bounds
 from pipelines.generative.inputs import GenerativeInputs
 from pipelines.loop import Metrics, evaluate, pick_device

@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from kdcore.metrics.classification import BINS, rates, tally
+from kdcore.rows import num_workers
 from kdcore.schedules import Cosine
 from kdcore.step import DistillStep
 from kdcore.taps import Tapped
@@ -97,9 +98,12 @@ class Sums:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.clear()
-        if state["steps"]:
-            own = state["sums"][dist.get_rank() if dist.is_initialized() else 0]
-            self.steps, self.sums = state["steps"], dict(zip(state["names"], own, strict=True))
+        if not state["steps"]:
+            return
+        held, rank = state["sums"], dist.get_rank() if dist.is_initialized() else 0
+        # as many as they were: each its own; else what they had is everyone's, on the mean
+        own = held[rank] if len(held) == num_workers() else torch.stack(held).mean(dim=0)
+        self.steps, self.sums = state["steps"], dict(zip(state["names"], own, strict=True))
 
 
 def fit(
@@ -167,7 +171,7 @@ def fit(
             rows = reader.held_out(run.diagnostics.rows)
             beside = with_teachers(run, rows, live, device)
             metrics |= bounds(matched(step.student, beside, teacher=run.diagnostics.teacher))
-        metrics |= _summed(meter.read(), device)
+        metrics |= _summed({**meter.read(), "system/workers": 1.0}, device)
         metrics |= {"lr": learning_rate, "seconds": time.perf_counter() - started}
         metrics["epoch"] = epoch + 1
         if progress.add(metrics, run.selects):

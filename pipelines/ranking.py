@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipelines.config import digest
 from pipelines.costs import Cost
+from pipelines.digests import digest
 from pipelines.figures import History
 from pipelines.report import Row, swept_numbers
 from pipelines.significance import holm, paired_test

@@ -6,7 +6,8 @@ import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from pipelines.config import RunConfig, digest, plain
+from pipelines.config import RunConfig
+from pipelines.digests import digest, plain
 from pipelines.ranges import LISTED
 from pipelines.runs import Run
 from pipelines.space import VARIANT, SweepConfig, neighbours

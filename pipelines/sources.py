@@ -13,8 +13,9 @@ import numpy as np
 
 from kdcore.checks import unknown_name
 from pipelines.archives import ENCODED, Part, root_of
-from pipelines.config import DataConfig, digest
+from pipelines.datasets import DataConfig
 from pipelines.decoding import pixels_of, same_shape, stacked
+from pipelines.digests import digest
 from pipelines.rows import FileRows
 from pipelines.views import permutation
 

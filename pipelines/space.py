@@ -14,8 +14,8 @@ from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from kdcore.checks import unknown_name
 from kdcore.losses import LOSSES, Loss
-from pipelines.config import plain
 from pipelines.custom_losses import FLAG, is_custom, loss_line
+from pipelines.digests import plain
 from pipelines.methods import AGREEMENT
 from pipelines.ranges import KINDS, Range
 from pipelines.runs import Run
@@ -23,7 +23,7 @@ from pipelines.strict import Strict, validated
 
 VARIANT, SEED = "variant", "seed"
 _GREATER_IS_BETTER = ("val/top1", "val/elbo", AGREEMENT)
-_FIXED = ("name", "runs", "caches", "workers", FLAG)
+_FIXED = ("name", "runs", "caches", "workers", "min_workers", FLAG)
 # what must fit pictures, networks and losses
 _OF_NETWORKS = (
     *("student", "teacher", "data", "losses", "synthetic", "batch_size"),

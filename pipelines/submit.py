@@ -15,7 +15,8 @@ from urllib.parse import urlsplit
 
 from ray.job_submission import JobStatus, JobSubmissionClient
 
-from pipelines.config import RunConfig, plain
+from pipelines.config import RunConfig
+from pipelines.digests import plain
 from pipelines.loading import as_yaml
 from pipelines.space import SweepConfig
 

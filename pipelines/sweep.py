@@ -14,8 +14,9 @@ from pipelines import jobs
 from pipelines.build import build_teacher, build_used, checked
 from pipelines.cards import CARD, model_card
 from pipelines.cluster import cluster
-from pipelines.config import RunConfig, digest, file_digest, plain
+from pipelines.config import RunConfig
 from pipelines.costs import Cost, cost
+from pipelines.digests import digest, file_digest, plain
 from pipelines.exports import exported
 from pipelines.loop import Metrics
 from pipelines.page import write_report

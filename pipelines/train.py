@@ -28,8 +28,9 @@ from kdcore.taps import Tapped
 from kdcore.types import Classifier
 from pipelines.build import build_step
 from pipelines.cluster import num_cores, worker_resources, workers_at_once
-from pipelines.config import RunConfig, plain
+from pipelines.config import RunConfig
 from pipelines.data import Reader, TeacherRows
+from pipelines.digests import plain
 from pipelines.loop import BEST, LAST, STATE, Metrics, Progress, Report, fit, keep, pick_device
 from pipelines.models import read_state
 from pipelines.runs import Run, run_of
@@ -37,6 +38,7 @@ from pipelines.sources import Pictures
 
 RESULT = "result.json"
 MAX_FAILURES = 3  # of a run's workers; an error of its own comes again, and ends it
+REGROW_S = 60.0  # between looks for nodes on which workers that are lacking could be
 _RAY_FOLDER, _LOCK = "workers", ".lock"
 OnEpoch = Callable[[Metrics], None]
 
@@ -189,7 +191,7 @@ def branch_off(run: Run, parent: Run, *, epochs: int) -> None:
 
 
 def train_on_workers(run: Run, inputs: RunInputs, on_epoch: OnEpoch) -> Finished:
-    """Train with DDP on ``run.workers`` workers of Ray Train, following them from this process."""
+    """Train with DDP on the run's workers of Ray Train, following them from this process."""
     with _forwarded(on_epoch) as callback:
         return train_with_callback(run, ray.put(inputs), callback, on_epoch)
 
@@ -203,10 +205,12 @@ def train_with_callback(
 
     Raises ValueError where the cluster can never hold so many workers: Ray would wait for ever.
     """
-    if run.workers > workers_at_once():
+    fewest = run.min_workers or run.workers
+    if fewest > workers_at_once():
+        name = "workers" if run.min_workers is None else "min_workers"
         raise ValueError(
-            f"workers: {run.workers} are more than the {workers_at_once()} that this cluster can "
-            "run at once; lower `workers` or add nodes"
+            f"{name}: {fewest} are more than the {workers_at_once()} that this cluster can "
+            f"run at once; lower `{name}` or add nodes"
         )
     with _alone(run) as done:
         if done:
@@ -233,14 +237,22 @@ def _trainer(run: Run, inputs: ray.ObjectRef, callback: UserCallback) -> TorchTr
         train_loop_config={"run": plain(run), "inputs": [inputs]},
         torch_config=TorchConfig(backend="nccl" if "GPU" in resources else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=run.workers, use_gpu="GPU" in resources, resources_per_worker=resources
+            num_workers=(run.min_workers, run.workers) if run.min_workers else run.workers,
+            elastic_resize_monitor_interval_s=REGROW_S,
+            use_gpu="GPU" in resources,
+            resources_per_worker=resources,
         ),
         run_config=RayRunConfig(
             # the folder carries the run's identity: only this very run goes on from what is there
             name=_RAY_FOLDER,
             storage_path=str(run.folder.absolute()),
             # of losses that nobody announced: Ray does not count spot instances taken back
-            failure_config=FailureConfig(max_failures=MAX_FAILURES, controller_failure_limit=1),
+            failure_config=FailureConfig(
+                max_failures=MAX_FAILURES,
+                # a start that waits in vain; of an elastic run each loss may bring one, since Ray
+                # hears of it up to 20 s later and first starts as many workers as there were
+                controller_failure_limit=MAX_FAILURES if run.min_workers else 1,
+            ),
             checkpoint_config=CheckpointConfig(num_to_keep=1),
             callbacks=[callback],
             logging_config=LoggingConfig(log_level="ERROR"),

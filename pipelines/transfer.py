@@ -19,7 +19,9 @@ from kdcore.datafree.plans import Method, Offline
 from kdcore.datafree.presets import PRESETS
 from kdcore.datafree.priors import check_priors
 from kdcore.datafree.targets import RecordedActivations
-from pipelines.config import DataConfig, TeacherConfig, digest
+from pipelines.config import TeacherConfig
+from pipelines.datasets import DataConfig
+from pipelines.digests import digest
 from pipelines.methods import changed_plan, offline_names
 from pipelines.strict import Strict
 

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 CHECKED = (
-    *("augment", "config", "formats", "methods", "networks", "optimizer"),
+    *("augment", "config", "datasets", "formats", "methods", "networks", "optimizer"),
     *("ranges", "runs", "space", "strict", "terms", "transfer"),
     *(f"generative.{name}" for name in ("config", "modes", "networks", "tables")),
 )

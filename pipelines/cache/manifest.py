@@ -10,7 +10,8 @@ from typing import Any
 from kdcore.taps import Tapped
 from pipelines.cache.columns import Column
 from pipelines.cache.storage import Store, store_at
-from pipelines.config import RunConfig, digest, plain
+from pipelines.config import RunConfig
+from pipelines.digests import digest, plain
 from pipelines.models import weights_digest
 from pipelines.sources import Pictures
 from pipelines.views import VERSION as VIEWS_VERSION

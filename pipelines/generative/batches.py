@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipelines.config import DataConfig
+from kdcore.rows import num_workers
+from pipelines.datasets import DataConfig
 from pipelines.generative.config import GenerativeConfig
 from pipelines.generative.models import Model
 from pipelines.generative.observations import Observations, Tensors, split
@@ -38,7 +39,7 @@ class Batches:
 
     def train(self, epoch: int) -> Iterator[RowBatch]:
         """The batches of an epoch; rows that fill none are left out, others in every epoch."""
-        count, size = self.run.workers, self.run.batch_size
+        count, size = num_workers(), self.run.batch_size
         rows = self._training_rows(epoch)
         share = size // count
         for first in range(0, len(rows) // size * size, size):

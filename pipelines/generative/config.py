@@ -15,7 +15,8 @@ from pydantic import (
     model_validator,
 )
 
-from pipelines.config import DataConfig, digest, file_digest
+from pipelines.datasets import DataConfig
+from pipelines.digests import digest, file_digest
 from pipelines.generative.modes import (
     DISTILLED,
     ContinualConfig,
@@ -28,6 +29,7 @@ from pipelines.generative.networks import LadderConfig, NetworkConfig
 from pipelines.generative.tables import TableConfig
 from pipelines.optimizer import OptimizerConfig, StepsConfig
 from pipelines.strict import Strict
+from pipelines.workers import check_shares
 
 # of samples, from the teacher's where there is one and else from data
 DISTANCES = ("val/frechet", "val/emd", "val/mmd", "val/one_nn")
@@ -88,6 +90,7 @@ class GenerativeConfig(Strict):
     batches: PositiveInt = 100  # of an epoch without data
     optimizer: OptimizerConfig = _ADAM
     workers: PositiveInt = 1
+    min_workers: PositiveInt | None = None  # with so few it goes on when others are lost
     seed: NonNegativeInt = 0
     runs: Path = Path("runs")  # where finished runs are kept
 
@@ -110,11 +113,7 @@ class GenerativeConfig(Strict):
             raise ValueError(f"mode {self.mode} needs a teacher and the run has none")
         if self.learns_from_data and self.evidence is None:
             raise ValueError(f"mode {self.mode} learns from data: give `data`, or a teacher's run")
-        if self.batch_size % self.workers:
-            raise ValueError(
-                f"batch_size {self.batch_size} must be a multiple of workers {self.workers}: every "
-                "worker gets as many rows as every other"
-            )
+        check_shares(self.batch_size, self.workers, self.min_workers)
         if self.distances.features == "teacher" and (
             self.teacher is None or getattr(self.teacher.network, "conditions", ())
         ):
@@ -191,6 +190,8 @@ class GenerativeConfig(Strict):
         if self.learns_from_data:
             content["data"] = self.evidence and self.evidence.model_dump(mode="json")
             del content["batches"]
+        if self.min_workers is None:  # so were runs before there was a choice
+            del content["min_workers"]
         if self.distances.network is not None:
             content["distances"]["network"]["weights"] = file_digest(self.distances.network.weights)
         if self.teacher is not None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kdcore.dgm.models.vrnn import strokes
 from pipelines.archives import Part
-from pipelines.config import DataConfig
+from pipelines.datasets import DataConfig
 from pipelines.generative.networks import (
     BeliefConfig,
     HelmholtzConfig,

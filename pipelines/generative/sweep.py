@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from kdcore.dgm.trace import Trace
 from pipelines import jobs
 from pipelines.cluster import cluster
-from pipelines.config import plain
 from pipelines.costs import Cost, cost
+from pipelines.digests import plain
 from pipelines.generative import jobs as generative
 from pipelines.generative.config import GenerativeConfig
 from pipelines.generative.inputs import GenerativeInputs

@@ -1,6 +1,6 @@
 """What more nodes and workers bring, and what a lost worker costs, on raylets of one machine.
 
-Usage: OMP_NUM_THREADS=1 python tests/benchmarks/cluster.py [nodes] [workers] [recovery] ...
+Usage: OMP_NUM_THREADS=1 python tests/benchmarks/cluster.py [nodes] [workers] [recovery] > RESULT.md
 
 Wall time. Nodes that share the cores of one machine show what a cluster costs, not what it brings:
 beyond as many as there are cores nothing more can be gained.
@@ -27,6 +27,9 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+
+from pipelines.cluster import num_cores
+from pipelines.tracking import COMMIT, commit
 
 ROOT = Path(__file__).parents[2]
 NODES, FILES, CLASSES = (1, 2, 4), 6, 100
@@ -193,6 +196,8 @@ def main(*parts: str) -> None:
     elif parts[:1] == ("step_on",):
         step_on(parts[1], int(parts[2]), int(parts[3]))
     else:
+        print("# What nodes and workers bring, and what a lost one costs\n\n`cluster.py` at commit")
+        print(f"{commit().get(COMMIT, '(none)')}, wall time, {num_cores()} cores for all nodes.")
         for part in parts or ("nodes", "workers", "recovery"):
             {"nodes": nodes, "workers": workers, "recovery": recovery}[part]()
 

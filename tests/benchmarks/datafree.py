@@ -58,7 +58,7 @@ from kdcore.step import DistillStep
 from kdcore.taps import Tapped
 from kdcore.teachers import freeze, teacher_outputs
 from kdcore.types import Batch, Outputs
-from pipelines.config import DataConfig
+from pipelines.datasets import DataConfig
 from pipelines.sources import read_pictures
 
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # Debian's package dataset-fashion-mnist

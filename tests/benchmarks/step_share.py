@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdcore.losses import LOSSES, Features
-from pipelines.config import ModelConfig
 from pipelines.models import build_network
+from pipelines.networks import ModelConfig
 
 NUM_ROWS, WIDTH, NUM_CLASSES = 128, 512, 100
 ASKED = 3.0  # per cent

@@ -1,6 +1,6 @@
 """A thousand trials that do nothing, through the sweep's own path: what following them costs.
 
-Usage: OMP_NUM_THREADS=1 python tests/benchmarks/trials_at_scale.py [TRIALS]
+Usage: OMP_NUM_THREADS=1 python tests/benchmarks/trials_at_scale.py [TRIALS] > RESULT.md
 
 ``trials.run_trials`` with Ray Tune, its actors, the callback that follows every trial and MLflow in
 sqlite, as a sweep of one machine has them; only the training is left out. Issue 8 asks 1,000 trials
@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from pipelines.cluster import cluster
+from pipelines.cluster import cluster, num_cores
 from pipelines.sharing import inputs_key
 from pipelines.sources import read_pictures
 from pipelines.space import SweepConfig
 from pipelines.standing import Standing
 from pipelines.strict import validated
-from pipelines.tracking import Tracker
+from pipelines.tracking import COMMIT, Tracker, commit
 from pipelines.train import Inputs
 from pipelines.trials import run_trials
 
@@ -56,10 +56,13 @@ def peak_gib() -> float:
 
 
 def main(count: int = 1000) -> None:
+    made_at = commit().get(COMMIT, "(none)")
     os.chdir(tempfile.mkdtemp())
     config, tracker = sweep_of(count), Tracker()
     inputs = {inputs_key(config.base): Inputs(read_pictures(config.base.data, "train"))}
     wanted = {int(share * count) for share in SHARES}
+    print(f"# Following {count:,} trials that do nothing\n\n`trials_at_scale.py {count}` at commit")
+    print(f"{made_at}, wall time, {num_cores()} at once.\n")
     print("| trials | s | trials/s | driver's peak GiB |\n|---:|---:|---:|---:|", flush=True)
 
     def show(standing: Standing) -> None:
@@ -79,7 +82,7 @@ def main(count: int = 1000) -> None:
         spent = time.perf_counter() - started
     logged = tracker.client.search_runs([tracker.experiment_id], max_results=count + 1)
     print(f"\n{len(trials):,} trials, {len(logged) - 1:,} in MLflow, in {spent / 60:.1f} minutes")
-    print(f"(asked {ASKED_MINUTES}), {peak_gib():.2f} GiB (asked {ASKED_GIB})")
+    print(f"(asked {ASKED_MINUTES}), {peak_gib():.2f} GiB in the driver (asked {ASKED_GIB}).")
 
 
 if __name__ == "__main__":

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipelines.config import DataConfig
 from pipelines.data import seen_as
+from pipelines.datasets import DataConfig
 from pipelines.strict import validated
 from pipelines.views import checksums, normalised, view
 

@@ -1,10 +1,10 @@
 """Trains on several raylets of one machine, in a process of its own, while somebody is killed.
 
 Usage: python -m tests.clusters.disturbed FOLDER VICTIM, where VICTIM is ``nobody``, ``worker``,
-``node``, ``spot`` (a node that was warned first) or ``head``, or of a sweep ``no_trial`` or
-``trial_node``. Prints what it is told of each epoch, and at the end what came of it. Wants
-RAY_AUTH_TOKEN: Ray's processes ask for one, and Ray keeps the first that it finds when it is
-imported.
+``node``, ``spot`` (a node that was warned first) or ``head``; ``elastic`` of a run that goes on
+with fewer workers until there is a node again; or of a sweep ``no_trial`` or ``trial_node``. Prints
+what it is told of each epoch, and at the end what came of it. Wants RAY_AUTH_TOKEN: Ray's processes
+ask for one, and Ray keeps the first that it finds when it is imported.
 """
 
 from __future__ import annotations
@@ -13,19 +13,24 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
 from time import time_ns
 from typing import Any
+from unittest.mock import patch
 
 import psutil
 import ray
 from ray.cluster_utils import Cluster
 from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 
+from kdcore.rows import num_workers
 from pipelines.cluster import SPARE_CPUS, cluster
 from pipelines.config import RunConfig
-from pipelines.loop import Metrics
+from pipelines.loop import Metrics, Progress, Report
 from pipelines.sources import read_pictures
 from pipelines.space import SweepConfig
 from pipelines.standing import Standing
@@ -35,6 +40,7 @@ from pipelines.tracking import Tracker
 from pipelines.train import Inputs, train_on_workers
 
 WORKERS, EPOCHS, AT_EPOCH = 2, 16, 3
+FEWER_UNTIL = 6  # the epoch after which the elastic run waits for its workers
 NODES = 2  # beside the head's, which runs none; each can hold all workers
 WARNED_S = 30  # before a spot instance is taken back
 RUN: dict[str, Any] = {
@@ -56,16 +62,16 @@ Kill = Callable[[psutil.Process], None]
 
 
 @contextmanager
-def several_nodes() -> Iterator[None]:
+def several_nodes(cpus: int = (WORKERS + SPARE_CPUS) // NODES) -> Iterator[Cluster]:
     """A head that works nothing and nodes that do, with this process as their driver."""
     nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
     for _ in range(NODES):
-        nodes.add_node(num_cpus=(WORKERS + SPARE_CPUS) // NODES)
+        nodes.add_node(num_cpus=cpus)
     os.environ["RAY_ADDRESS"] = nodes.address
     try:
         with cluster():
             nodes.wait_for_nodes()
-            yield
+            yield nodes
     finally:
         nodes.shutdown()
 
@@ -132,6 +138,43 @@ def train(victim: str) -> None:
     print(json.dumps(train_on_workers(run, inputs, told).history))
 
 
+@dataclass(frozen=True)
+class Patient(Inputs):
+    """Waits for its loss after one epoch, and after some with fewer workers for all of them."""
+
+    def fit(
+        self, run: RunConfig, *, report: Report, resume: Path | None = None, rank: int = 0
+    ) -> Progress:
+        def told(metrics: Metrics | None, folder: Path | None) -> None:
+            report(metrics, folder)
+            waits = {AT_EPOCH: resume is None, FEWER_UNTIL: num_workers() < run.workers}
+            if metrics and waits.get(int(metrics["epoch"])):
+                Event().wait()  # until Ray ends this worker, to start as many as there can be
+
+        return super().fit(run, report=told, resume=resume, rank=rank)
+
+
+def train_elastic() -> None:
+    """A node of two is lost, each of which has room for one worker, and one comes later."""
+    run = validated(RunConfig, {**RUN, "min_workers": 1}, where="toy")
+    waiting, are_fewer = [kill_node], Event()
+
+    def told(metrics: Metrics) -> None:
+        print(json.dumps(metrics), flush=True)
+        if waiting and metrics["epoch"] == AT_EPOCH:
+            waiting.pop()(working("RayTrainWorker"))
+        if metrics["epoch"] == FEWER_UNTIL:
+            are_fewer.set()
+
+    with several_nodes(cpus=1) as nodes, patch("pipelines.train.REGROW_S", 2.0):
+        inputs = Patient(read_pictures(run.data, "train"))
+        with ThreadPoolExecutor(1) as pool:
+            trained = pool.submit(train_on_workers, run, inputs, told)
+            are_fewer.wait()
+            nodes.add_node(num_cpus=1)
+            print(json.dumps(trained.result().history))
+
+
 def run_sweep(victim: str) -> None:
     """A sweep of flat trials; the node of one is killed when another has ended."""
     waiting = [kill_node] if victim == "trial_node" else []
@@ -149,6 +192,9 @@ def run_sweep(victim: str) -> None:
 def main(folder: str, victim: str) -> None:
     Path(folder).mkdir(exist_ok=True)
     os.chdir(folder)
+    if victim == "elastic":
+        train_elastic()
+        return
     with several_nodes():
         run_sweep(victim) if "trial" in victim else train(victim)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.clusters.disturbed import AT_EPOCH, EPOCHS, WORKERS
+from tests.clusters.disturbed import AT_EPOCH, EPOCHS, FEWER_UNTIL, WORKERS
 from tests.timeless import timeless
 
 # each starts a Ray of its own of three nodes, which takes 20 s
@@ -28,6 +28,7 @@ def trained(folder: Path, victim: str) -> tuple[list[Any], subprocess.CompletedP
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_gcs_rpc_server_reconnect_timeout_s": "5",  # who has lost the head gives up soon
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",  # who has lost a node tries again soon
     }
     done = subprocess.run(
         command, cwd=ROOT, env=os.environ | settings, capture_output=True, text=True, timeout=600
@@ -75,6 +76,22 @@ def test_a_restarted_head_is_told_once_more_and_goes_on(
     assert done.returncode == 0, done.stderr
     assert numbers(history) == numbers(undisturbed)
     check_nothing_was_lost(told, history)
+
+
+def test_an_elastic_run_goes_on_with_fewer_workers_and_grows_back(
+    tmp_path: Path, undisturbed: list[Line]
+) -> None:
+    (*told, history), done = trained(tmp_path, "elastic")
+    assert done.returncode == 0, done.stderr
+    fewer = FEWER_UNTIL - AT_EPOCH
+    workers = [WORKERS] * AT_EPOCH + [1] * fewer + [WORKERS] * (EPOCHS - FEWER_UNTIL)
+    assert [epoch["system/workers"] for epoch in history] == workers
+    assert numbers(history[:AT_EPOCH]) == numbers(undisturbed[:AT_EPOCH])
+    assert history[:AT_EPOCH] == told[:AT_EPOCH], "no epoch was trained again"
+    # each batch has the same rows, but not in the same shares, which BatchNorm sees
+    last, expected = history[-1]["train/loss"], undisturbed[-1]["train/loss"]
+    assert last == pytest.approx(expected, rel=0.1)
+    assert last < undisturbed[AT_EPOCH]["train/loss"] / 2
 
 
 def test_a_node_lost_during_a_sweep_costs_no_trial(tmp_path: Path) -> None:

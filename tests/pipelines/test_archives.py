@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from pipelines.config import DataConfig
+from pipelines.datasets import DataConfig
 from pipelines.sources import Part, Pictures, read_pictures
 
 COLOUR = np.random.default_rng(0).integers(0, 256, (6, 5, 7, 3), dtype=np.uint8)  # (N, H, W, C)

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 import pipelines
 from kdcore.losses import LOSSES
 from pipelines.augment import VERSION, AugmentConfig
-from pipelines.config import RunConfig, digest, plain
+from pipelines.config import RunConfig
+from pipelines.digests import digest, plain
 from pipelines.loading import load
 from pipelines.space import SweepConfig, changed
 from pipelines.strict import validated
@@ -278,6 +279,15 @@ MISTAKES: dict[str, tuple[Mapping[str, Any], str]] = {
     "batch_size that does not divide": (
         {"batch_size": 10, "workers": 3},
         "toy.yaml: batch_size 10 must be a multiple of workers 3",
+    ),
+    "batch_size that some of its workers cannot share": (
+        {"batch_size": 64, "workers": 4, "min_workers": 2},
+        "toy.yaml: batch_size 64 must be a multiple of workers 3: every worker gets as many rows "
+        "as every other; multiples of 12 are",
+    ),
+    "fewest workers that are more than all": (
+        {"workers": 2, "min_workers": 4},
+        "toy.yaml: min_workers 4 is more than workers 2",
     ),
     "loss without the teacher it needs": (
         {"losses": {"ce": {}, "soft": {"loss": "kd"}}},
@@ -556,6 +566,7 @@ OTHER = {
     "diagnostics.bounds": True,
     "diagnostics.rows": 7,
     "workers": 2,
+    "min_workers": 1,
     "seed": 1,
     "precision": "bf16",
 }
@@ -673,7 +684,7 @@ def test_the_version_of_the_views_is_part_of_the_identity_where_there_are_views(
 ) -> None:
     seen, plain_ = augmented(flip=True), run_of()
     before = seen.identity, plain_.identity
-    monkeypatch.setattr("pipelines.config.VIEWS_VERSION", VERSION + 1)
+    monkeypatch.setattr("pipelines.identity.VIEWS_VERSION", VERSION + 1)
     assert (seen.identity != before[0], plain_.identity != before[1]) == (True, False)
 
 
@@ -713,7 +724,7 @@ def test_what_tells_teachers_apart_says_nothing_of_one(leaf: str, bounds: bool) 
 def identity_before_lists(run: RunConfig) -> str:
     """The digest of a run as it was when a run had one teacher."""
     content = plain(run)
-    late = ("synthetic", "save_every", "allow_custom_losses")
+    late = ("synthetic", "save_every", "allow_custom_losses", "min_workers")
     for key in ("name", "runs", "caches", "ensemble", *late):
         del content[key]
     del content["data"]["download"], content["data"]["spool"], content["diagnostics"]["teacher"]

@@ -17,8 +17,9 @@ import torch
 import pipelines
 from kdcore.taps import EMBEDDING
 from pipelines.build import build_teacher
-from pipelines.config import RunConfig, plain
+from pipelines.config import RunConfig
 from pipelines.custom_losses import code_identity
+from pipelines.digests import plain
 from pipelines.loading import load
 from pipelines.loop import Metrics
 from pipelines.sources import read_pictures

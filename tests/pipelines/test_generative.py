@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from kdcore.models import MODELS
-from pipelines.config import DataConfig
+from pipelines.datasets import DataConfig
 from pipelines.generative import observations as source
 from pipelines.generative.batches import Batches, judge_of
 from pipelines.generative.config import GenerativeConfig

@@ -133,6 +133,7 @@ def test_what_decides_no_number_is_not_part_of_the_identity() -> None:
         "batches": 7,
         "seed": 1,
         "workers": 2,
+        "min_workers": 1,
         "distances.rows": 9,
         "teacher.run.epochs": 3,
     }

@@ -23,7 +23,7 @@ from pipelines.build import build_step, build_teacher
 from pipelines.config import RunConfig
 from pipelines.data import Reader, TeacherRows, view_of
 from pipelines.diagnostics import bounds, matched
-from pipelines.loop import BEST, LAST, STATE, Metrics, Progress, evaluate, fit, keep
+from pipelines.loop import BEST, LAST, STATE, Metrics, Progress, Sums, evaluate, fit, keep
 from pipelines.models import load_weights
 from pipelines.sources import Pictures, read_pictures
 from pipelines.strict import validated
@@ -161,10 +161,20 @@ def test_a_student_learns_and_every_epoch_is_reported() -> None:
         assert set(metrics) == {
             *("train/loss", "train/top1", "train/ce", "train/kd", "train/mid"),
             *("val/top1", "val/nll", "val/calibration_error"),
-            *("epoch", "lr", "seconds", "system/cpu_cores", "system/memory_mib"),
+            *("epoch", "lr", "seconds"),
+            *("system/cpu_cores", "system/memory_mib", "system/workers"),
         }
         parts = metrics["train/ce"] + 0.9 * metrics["train/kd"] + metrics["train/mid"]
         assert metrics["train/loss"] == pytest.approx(parts, rel=1e-5)
+
+
+def test_fewer_workers_go_on_with_the_mean_of_what_there_were() -> None:
+    shares = [torch.tensor([8.0, 2.0]), torch.tensor([4.0, 6.0])]
+    sums = Sums()
+    sums.load_state_dict({"steps": 2, "names": ["loss", "top1"], "sums": shares})
+    sums.add({"loss": torch.tensor(3.0), "top1": torch.tensor(1.0)})
+    # three steps, whose means over the workers were 6 in all and are 3 of this one
+    assert sums.means() == pytest.approx({"train/loss": (6 + 3) / 3, "train/top1": (4 + 1) / 3})
 
 
 def test_the_learning_rate_is_the_epoch_s() -> None:

@@ -12,8 +12,10 @@ from scipy import stats
 from kdcore.types import Batch
 from pipelines.augment import AugmentConfig
 from pipelines.build import build_step
-from pipelines.config import DataConfig, RunConfig, plain
+from pipelines.config import RunConfig
 from pipelines.data import Reader, partners, seen_as, view_of
+from pipelines.datasets import DataConfig
+from pipelines.digests import plain
 from pipelines.sources import Pictures, split
 from pipelines.strict import validated
 from pipelines.views import mixed, mixture, normalised, view

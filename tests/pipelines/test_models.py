@@ -17,7 +17,7 @@ from torchvision.models import resnet18
 
 from kdcore.models import MODELS
 from kdcore.taps import Tapped
-from pipelines.config import DataConfig
+from pipelines.datasets import DataConfig
 from pipelines.models import (
     Served,
     build_network,

@@ -14,7 +14,8 @@ from ray.data.extensions import ArrowPythonObjectArray, ArrowPythonObjectType
 
 from pipelines.cache.inspection import caches_in, inspected
 from pipelines.cache.storage import store_at
-from pipelines.config import DataConfig, RunConfig
+from pipelines.config import RunConfig
+from pipelines.datasets import DataConfig
 from pipelines.parquet import read_parquet, refuse_objects
 from pipelines.sources import read_pictures
 from tests.pipelines.caches import read, toy, write, written_here

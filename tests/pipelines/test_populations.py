@@ -12,7 +12,8 @@ from ray.tune.search import Searcher
 from safetensors.torch import load_file
 
 from pipelines import trial
-from pipelines.config import RunConfig, plain
+from pipelines.config import RunConfig
+from pipelines.digests import plain
 from pipelines.loop import LAST, Metrics
 from pipelines.populations import ProposeGenerations, _extended
 from pipelines.ranges import Range

@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import nn
 
-from pipelines.config import DataConfig
+from pipelines.datasets import DataConfig
 from pipelines.models import Served
 from pipelines.registry import register_champion, registered_name, registered_version
 from pipelines.sources import Pictures, read_pictures

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipelines.config import DataConfig
+from pipelines.datasets import DataConfig
 from pipelines.sources import Part, Pictures, read_pictures, split
 
 KD_DATA = Path(os.environ.get("KD_DATA", Path(__file__).parents[3] / "shared" / "data"))

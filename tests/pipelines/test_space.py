@@ -381,7 +381,7 @@ def test_every_variant_is_among_the_neighbours(algorithm: str) -> None:
         (
             {"a": {"workers": 1}},
             {},
-            "variants.a.workers: name, runs, caches, workers, allow_custom_losses are the same for",
+            "variants.a.workers: name, runs, caches, workers, min_workers, allow_custom_losses",
         ),
         (
             {"a": {}, "b": {"losses.it.loss": "dist"}},

@@ -14,8 +14,9 @@ from kdcore.quantisation import IntegerConv2d
 from kdcore.taps import Tapped
 from pipelines import jobs
 from pipelines.build import build_step, build_student, build_teacher, build_used, checked
-from pipelines.config import RunConfig, plain
+from pipelines.config import RunConfig
 from pipelines.data import Reader
+from pipelines.digests import plain
 from pipelines.exports import exported
 from pipelines.loop import Metrics, evaluate
 from pipelines.models import build_network, load_weights, save_weights

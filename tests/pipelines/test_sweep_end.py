@@ -12,7 +12,7 @@ import yaml
 
 from kdcore.models import convnet
 from pipelines import sweep as sweeps
-from pipelines.config import DataConfig
+from pipelines.datasets import DataConfig
 from pipelines.loading import load
 from pipelines.page import write_report
 from pipelines.ranking import read_ranking

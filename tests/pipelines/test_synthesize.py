@@ -21,7 +21,8 @@ from kdcore.models import convnet
 from pipelines import synthesize
 from pipelines.build import build_teacher
 from pipelines.cli import app
-from pipelines.config import DataConfig, RunConfig
+from pipelines.config import RunConfig
+from pipelines.datasets import DataConfig
 from pipelines.sources import read_pictures
 from pipelines.strict import validated
 from pipelines.tracking import store_uri

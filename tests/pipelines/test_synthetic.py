@@ -272,6 +272,7 @@ def test_two_ray_workers_invent_and_train_as_one_process(tmp_path: Path) -> None
         ),
         ({"data": {"name": "digits", "views": 2}}, "data.views: 2 are views of real pictures"),
         ({"save_every": 2}, "save_every: what makes synthetic pictures is written down between"),
+        ({"workers": 2, "min_workers": 1}, "min_workers: each worker remembers the synthetic"),
         ({"teacher": None, "losses": {"ce": {}}}, "synthetic needs a teacher and the run has none"),
         ({"workers": 3, "batch_size": 18}, "batch_size 16 must be a multiple of workers 3"),
     ],

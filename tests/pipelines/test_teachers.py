@@ -19,10 +19,11 @@ from kdcore.types import Batch, Outputs, Probe
 from pipelines import cli, jobs
 from pipelines.build import build_step, build_teacher, checked
 from pipelines.cache.manifest import contents, fingerprint
-from pipelines.config import RunConfig, plain
+from pipelines.config import RunConfig
 from pipelines.console import console, print_outcome
 from pipelines.costs import Cost
 from pipelines.data import Reader, TeacherRows, view_of
+from pipelines.digests import plain
 from pipelines.loop import LAST, Metrics
 from pipelines.models import build_network, save_weights
 from pipelines.networks import ModelConfig

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from kdcore.philox import philox
-from pipelines.config import AugmentConfig
+from pipelines.augment import AugmentConfig
 from pipelines.views import (
     STREAMS,
     VERSION,
@@ -162,7 +162,7 @@ def test_a_view_does_not_depend_on_the_number_of_threads() -> None:
 
 PRINT_DIGEST = """
 import hashlib, torch
-from pipelines.config import AugmentConfig
+from pipelines.augment import AugmentConfig
 from pipelines.views import permutation, view
 number = torch.arange(64 * 2 * 8 * 6).reshape(64, 2, 8, 6)
 image = ((number * 2654435761) >> 7).remainder(256).to(torch.uint8)

@@ -37,7 +37,6 @@ from datafree_rows import (
     digest_of,
     method_of,
     rows_of,
-    share_of,
     steps_of,
 )
 from datafree_table import RESULTS, Measured, commit, read, table, write
@@ -147,7 +146,7 @@ def _loaded(data: DataConfig, part: str) -> Part:
 def _train(net: torch.nn.Module, part: Part, steps: int) -> None:
     image, label = part
     optimizer, schedule = _optimised(net.parameters(), steps)
-    for rows in _rows(len(label), steps, BATCH, seed=0):
+    for rows in _rows(len(label), steps, seed=0):
         optimizer.zero_grad()
         F.cross_entropy(net(image[rows]), label[rows]).backward()
         optimizer.step()
@@ -159,7 +158,7 @@ def _train(net: torch.nn.Module, part: Part, steps: int) -> None:
 
 def measured(task: Task, row: str, seed: int) -> Iterator[Measured]:
     """What a row's student has learned; then what is left of it in 8 bits, where that is a row."""
-    method, steps = method_of(row, task.name), steps_of(row)
+    method, steps = method_of(row), steps_of(row)
     torch.manual_seed(seed)
     student = Tapped(_net(task.name, "student"), LAYERS)
     step = published_step(method, student, task.teacher, shape=task.shape, layers=LAYERS)
@@ -179,7 +178,7 @@ def measured(task: Task, row: str, seed: int) -> Iterator[Measured]:
 def _told(task: Task, row: str, seed: int, student: Tapped, started: float) -> Measured:
     spent = time.process_time() - started
     right = accuracy(student, task.test)
-    return Measured(task.name, row, seed, right, spent, digest_of(row, task.name), commit())
+    return Measured(task.name, row, seed, right, spent, digest_of(row), commit())
 
 
 def _quantised(task: Task, method: Method, student: Tapped, seed: int) -> Tapped:
@@ -196,7 +195,7 @@ def _offline(task: Task, method: Method, steps: int, seed: int) -> Iterator[Batc
         method,
         shape=task.shape,
         normalisation=task.normalisation,
-        count=share_of(OFFLINE_PICTURES, task.name),
+        count=OFFLINE_PICTURES,
         seed=seed,
         records=_records(task),
     )
@@ -214,9 +213,8 @@ def _from_rows(task: Task, image: Tensor, method: Method, steps: int, seed: int)
     """Random rows of pictures through the method's view, with what the teacher says of it."""
     viewed = method.student_view != Augmentation()
     held = None if viewed else _answers(task.teacher, image)  # asked once for all steps
-    size = share_of(BATCH, task.name)
-    for count, rows in enumerate(_rows(len(image), steps, size, seed=seed)):
-        seen = method.student_view(image[rows], Draw(torch.arange(size), count, seed))
+    for count, rows in enumerate(_rows(len(image), steps, seed=seed)):
+        seen = method.student_view(image[rows], Draw(torch.arange(BATCH), count, seed))
         said = teacher_outputs(task.teacher, seen).logits if held is None else held[rows]
         answers = Outputs(said, {}, task.teacher.head)
         yield Batch(seen, said.argmax(dim=1), rows, teacher=answers)
@@ -257,10 +255,10 @@ def _optimised(
     return optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
 
 
-def _rows(count: int, steps: int, size: int, *, seed: int) -> Iterator[Tensor]:
+def _rows(count: int, steps: int, *, seed: int) -> Iterator[Tensor]:
     generator = torch.Generator().manual_seed(seed)
     for _ in range(steps):
-        yield torch.randint(count, (size,), generator=generator)
+        yield torch.randint(count, (BATCH,), generator=generator)
 
 
 def accuracy(net: Tapped, test: Part) -> float:

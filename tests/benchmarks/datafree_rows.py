@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import fields, replace
 from hashlib import sha256
 from typing import Any
 
@@ -18,11 +17,11 @@ from kdcore.datafree.plans import Method
 from kdcore.datafree.presets import PRESETS
 from pipelines.methods import changed_plan
 
-BATCH = 128  # of every student, on the digits
+BATCH = 128  # of every student
 STEPS = 1000  # of every student but ZSKT's, which takes more for each of its generator's
 STEPS_OF_ZSKT = 2500
 DIGITS = "digits"
-SHARE_OF_BATCH = {DIGITS: 1.0, "FashionMNIST": 0.5}
+DATA = (DIGITS, "FashionMNIST")
 OFFLINE_PICTURES = 1024
 TEACHER = "teacher"
 REAL = "student on real data"
@@ -162,21 +161,11 @@ def rows_of(data: str) -> list[str]:
     return [row for row in ROWS if data == DIGITS or row not in ROWS_OF_DIGITS]
 
 
-def method_of(row: str, data: str) -> Method:
+def method_of(row: str) -> Method:
     """The method of a row; real pictures are looked at as noise is, and learned by as noise is."""
     preset, changes = BUDGETS[{REAL: "noise", QUANTISED: TO_QUANTISE}.get(row, row)]
     method: Method = changed_plan(PRESETS[preset], changes, (row,))
-    sizes = {
-        field.name: share_of(getattr(method.schedule, field.name), data)
-        for field in fields(method.schedule)
-        if field.name.endswith("batch_size")
-    }
-    return replace(method, schedule=replace(method.schedule, **sizes))
-
-
-def share_of(pictures: int, data: str) -> int:
-    """What is left of so many pictures on a dataset."""
-    return int(pictures * SHARE_OF_BATCH[data])
+    return method
 
 
 def steps_of(row: str) -> int:
@@ -184,10 +173,10 @@ def steps_of(row: str) -> int:
     return STEPS_OF_ZSKT if row.startswith("zskt") else STEPS
 
 
-def digest_of(row: str, data: str) -> str:
+def digest_of(row: str) -> str:
     """Of every value of a row; what was measured with others is measured again."""
     if row == TEACHER:
         return ""
-    method = json.loads(TypeAdapter(Method).dump_json(method_of(row, data)))
+    method = json.loads(TypeAdapter(Method).dump_json(method_of(row)))
     content = json.dumps([method, steps_of(row)], sort_keys=True)
     return sha256(content.encode()).hexdigest()[:12]

@@ -13,11 +13,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from datafree_rows import (
+    DATA,
     DIGITS,
     FLOORS,
     QUANTISED,
     REAL,
-    SHARE_OF_BATCH,
     TEACHER,
     TO_QUANTISE,
     digest_of,
@@ -65,9 +65,7 @@ def read(work: Path) -> Mapping[tuple[str, str, int], Measured]:
     path = work / "measured.jsonl"
     lines = path.read_text().splitlines() if path.exists() else []
     held = [Measured(**json.loads(line)) for line in lines]
-    current = {
-        (data, row): digest_of(row, data) for data in SHARE_OF_BATCH for row in rows_of(data)
-    }
+    current = {(data, row): digest_of(row) for data in DATA for row in rows_of(data)}
     return {
         (one.data, one.row, one.seed): one
         for one in held

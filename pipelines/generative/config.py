@@ -52,6 +52,8 @@ class GenerativeTeacher(Strict):
     run: GenerativeConfig | None = None
     model: NetworkConfig | None = None
     weights: Path | None = None
+    source: Literal["live", "cached"] = "live"  # cached: of the same noise in every epoch
+    rows: PositiveInt = 16_384  # of a cache
 
     @model_validator(mode="after")
     def _one_origin(self) -> GenerativeTeacher:
@@ -90,6 +92,7 @@ class GenerativeConfig(Strict):
     workers: PositiveInt = 1
     seed: NonNegativeInt = 0
     runs: Path = Path("runs")  # where finished runs are kept
+    caches: str = "caches"  # where teachers' runs are, a path or s3://, gs://; or one cache
 
     @field_validator("optimizer", mode="before")
     @classmethod
@@ -110,6 +113,13 @@ class GenerativeConfig(Strict):
             raise ValueError(f"mode {self.mode} needs a teacher and the run has none")
         if self.learns_from_data and self.evidence is None:
             raise ValueError(f"mode {self.mode} learns from data: give `data`, or a teacher's run")
+        if self.hears_cache and (
+            self.mode in ("marginalized", "continual") or self.distil.noise > 1
+        ):
+            raise ValueError(
+                "teacher.source: a cache is of runs with one sample of noise, for the modes "
+                "surrogate and local; make it `live`"
+            )
         if self.batch_size % self.workers:
             raise ValueError(
                 f"batch_size {self.batch_size} must be a multiple of workers {self.workers}: every "
@@ -150,6 +160,13 @@ class GenerativeConfig(Strict):
         return self.mode in ("scratch", "continual")
 
     @property
+    def hears_cache(self) -> bool:
+        """Whether its teacher's runs are read from a cache."""
+        if self.teacher is None or self.mode == "scratch":
+            return False
+        return self.teacher.source == "cached"
+
+    @property
     def selects(self) -> tuple[str, Literal["max", "min"]]:
         """The metric by which the best epoch is chosen, and which way is better."""
         return ("val/elbo", "max") if self.mode == "scratch" else ("val/objective", "min")
@@ -185,7 +202,7 @@ class GenerativeConfig(Strict):
     @property
     def identity(self) -> str:
         """Twelve hex digits of every value that decides the numbers, weights files by content."""
-        content = self.model_dump(mode="json", exclude={"name", "runs"})
+        content = self.model_dump(mode="json", exclude={"name", "runs", "caches"})
         for section in {"distil", "scratch", "continual"} - self._heard_sections:
             del content[section]
         if self.learns_from_data:
@@ -197,6 +214,8 @@ class GenerativeConfig(Strict):
             held = self.teacher
             own = {"model": held.model and held.model.model_dump(mode="json")}
             own |= {"weights": file_digest(held.weights), "run": held.run and held.run.identity}
+            if self.hears_cache:
+                own |= {"source": held.source, "rows": held.rows}
             content["teacher"] = own
         return digest(content)[:12]
 

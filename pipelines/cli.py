@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipelines.config import RunConfig
 from pipelines.console import (
     Bars,
     errors,
@@ -84,16 +83,31 @@ def cache(
 ) -> None:
     """Compute the teacher's outputs and keep them as Parquet."""
     loaded = _as_sweep(load(config, changes))
-    if isinstance(loaded.base, GenerativeConfig):
-        raise ValueError(f"{config} is of a graphical model, whose teacher is not cached")
     if info:
         _show_caches(loaded.base)
     elif prune:
         _prune_caches(loaded.base)
     elif verify:
         _verify_caches(loaded.base)
+    elif isinstance(loaded.base, GenerativeConfig):
+        _write_traces(loaded, verbose=verbose)
     else:
         _write_caches(loaded, verbose=verbose)
+
+
+def _write_traces(config: SweepConfig, *, verbose: bool) -> None:
+    from pipelines.generative.jobs import prepared
+    from pipelines.sharing import shared
+    from pipelines.tracking import Tracker
+
+    runs = [one.run for one in shared(config).values()]
+    heard = [run for run in runs if isinstance(run, GenerativeConfig) and run.hears_cache]
+    if not heard:
+        raise ValueError("no teacher has `source: cached`: nothing to cache")
+    with Bars() as watch:
+        held = [prepared(run, watch=watch, tracker=Tracker(), verbose=verbose) for run in heard]
+    for inputs in held:
+        say(f"cache {inputs.fingerprint}: {len(inputs.traces or ())} runs of the teacher")
 
 
 def _write_caches(config: SweepConfig, *, verbose: bool) -> None:
@@ -116,7 +130,7 @@ def _write_caches(config: SweepConfig, *, verbose: bool) -> None:
                 say(f"cache {teacher.fingerprint}: {accuracy} on the validation split")
 
 
-def _show_caches(run: RunConfig) -> None:
+def _show_caches(run: Run) -> None:
     from pipelines.cache.inspection import caches_in, inspected
     from pipelines.cache.storage import store_at
 
@@ -124,7 +138,7 @@ def _show_caches(run: RunConfig) -> None:
         print_cache(store.name, inspected(store))
 
 
-def _prune_caches(run: RunConfig) -> None:
+def _prune_caches(run: Run) -> None:
     from pipelines.cache.inspection import caches_in, prune
     from pipelines.cache.storage import store_at
 
@@ -133,12 +147,16 @@ def _prune_caches(run: RunConfig) -> None:
         say(f"removed {name}")
 
 
-def _verify_caches(run: RunConfig) -> None:
+def _verify_caches(run: Run) -> None:
     from pipelines import jobs
+    from pipelines.generative import jobs as generative
     from pipelines.tracking import Tracker
 
     with Bars() as watch:
-        found = jobs.cache_faults(run, watch=watch, tracker=Tracker())
+        if isinstance(run, GenerativeConfig):
+            found = generative.cache_faults(run, watch=watch, tracker=Tracker())
+        else:
+            found = jobs.cache_faults(run, watch=watch, tracker=Tracker())
     faults = [fault for label in found for fault in found[label]]
     for fault in faults:
         say(fault, style="red")

@@ -142,7 +142,7 @@ def _cache_of(run: RunConfig, label: str, pictures: Pictures, teacher: Tapped) -
     alone = run.taught_by(label)
     content = contents(alone, pictures, teacher)
     columns = columns_of(run.teachers[label].logits, teacher)
-    return _Cache(alone, cache_store(alone, content), columns, fingerprint(content))
+    return _Cache(alone, cache_store(alone.caches, content), columns, fingerprint(content))
 
 
 def cache_faults(run: RunConfig, *, watch: Watch, tracker: Tracker) -> Mapping[str, list[str]]:
@@ -225,7 +225,8 @@ def start_tracking(
 def tracked_inputs(run: Run, inputs: RunInputs) -> list[TrackedInput]:
     """The data and the caches that a run is trained on."""
     if isinstance(inputs, GenerativeInputs):
-        return [TrackedInput(*inputs.data, "training")] if inputs.data else []
+        data = [TrackedInput(*inputs.data, "training")] if inputs.data else []
+        return data + _tracked_cache(run, inputs)
     assert isinstance(run, RunConfig)
     assert isinstance(inputs, Inputs)
     source = str(run.data.root or run.data.name)
@@ -235,6 +236,12 @@ def tracked_inputs(run: Run, inputs: RunInputs) -> list[TrackedInput]:
             name, folder = f"{run.data.name} as {label} sees it", str(run.caches)
             held.append(TrackedInput(name, teacher.fingerprint, folder, "teacher cache"))
     return held
+
+
+def _tracked_cache(run: Run, inputs: GenerativeInputs) -> list[TrackedInput]:
+    if not inputs.fingerprint:
+        return []
+    return [TrackedInput("teacher's runs", inputs.fingerprint, str(run.caches), "teacher cache")]
 
 
 def follower(run: Run, tracked: TrackedRun, watch: Watch) -> OnEpoch:

@@ -17,7 +17,7 @@ from pipelines.formats import LogitsFormat, TopConfig
 from pipelines.rows import AffineRows, Rows, TopRows
 from pipelines.sources import Pictures
 
-LAYERS = "layers"
+LAYERS, TRACE = "layers", "trace"  # the latter of a graphical model's runs
 SAMPLE, LABEL, CRC = "sample_id", "label", "view_crc"
 LEVELS = 255  # of eight bits, from the least logit to the greatest
 
@@ -44,7 +44,7 @@ class LayerColumn(Column):
     layer: str
 
     def encoded(self, outputs: Outputs, label: np.ndarray) -> dict[str, pa.Array]:
-        return {self.layer: _tensors(half(self.layer, outputs.features[self.layer]))}
+        return {self.layer: as_tensors(half(self.layer, outputs.features[self.layer]))}
 
     def rows(self, parts: Mapping[str, Rows], pictures: Pictures) -> Rows:
         return parts[self.layer]
@@ -55,7 +55,7 @@ class LogitsColumn(Column):
     """All logits in half precision."""
 
     def encoded(self, outputs: Outputs, label: np.ndarray) -> dict[str, pa.Array]:
-        return {"logits": _tensors(half("logits", outputs.logits))}
+        return {"logits": as_tensors(half("logits", outputs.logits))}
 
     def rows(self, parts: Mapping[str, Rows], pictures: Pictures) -> Rows:
         return parts["logits"]
@@ -71,7 +71,7 @@ class AffineColumn(Column):
         step = np.where(high > low, (high - low) / LEVELS, 1)
         codes = np.round((logits - low[:, None]) / step[:, None]).astype(np.uint8)
         ends = {"low": low.astype(np.float16), "high": high.astype(np.float16)}
-        return {"logits": _tensors(codes)} | {name: pa.array(end) for name, end in ends.items()}
+        return {"logits": as_tensors(codes)} | {name: pa.array(end) for name, end in ends.items()}
 
     def rows(self, parts: Mapping[str, Rows], pictures: Pictures) -> Rows:
         return AffineRows(parts["logits"], parts["low"], parts["high"])
@@ -90,8 +90,8 @@ class TopColumn(Column):
         narrow = np.uint16 if logits.shape[1] <= np.iinfo(np.uint16).max + 1 else np.uint32
         of_label = logits.gather(1, torch.from_numpy(label)[:, None])[:, 0]
         return {
-            "classes": _tensors(classes.numpy().astype(narrow)),
-            "logits": _tensors(kept.numpy().astype(np.float16)),
+            "classes": as_tensors(classes.numpy().astype(narrow)),
+            "logits": as_tensors(kept.numpy().astype(np.float16)),
             "label_logit": pa.array(of_label.numpy().astype(np.float16)),
             "lse": pa.array(logits.logsumexp(dim=1).numpy().astype(np.float32)),
         }
@@ -164,5 +164,6 @@ def _array(column: pa.Array) -> np.ndarray:
     return column.to_numpy(zero_copy_only=False)
 
 
-def _tensors(values: np.ndarray) -> pa.FixedShapeTensorArray:
+def as_tensors(values: np.ndarray) -> pa.FixedShapeTensorArray:
+    """Rows of arrays of one shape."""
     return pa.FixedShapeTensorArray.from_numpy_ndarray(np.ascontiguousarray(values))

@@ -9,7 +9,7 @@ from hashlib import sha256
 import numpy as np
 import pyarrow as pa
 
-from pipelines.cache.columns import CRC, LABEL, LAYERS, SAMPLE, Column, part_arrays
+from pipelines.cache.columns import CRC, LABEL, LAYERS, SAMPLE, TRACE, Column, part_arrays
 from pipelines.cache.forward import PartWriter
 from pipelines.cache.manifest import MANIFEST, marker, view_folder
 from pipelines.cache.storage import Store
@@ -146,7 +146,7 @@ def _views(store: Store) -> Iterator[tuple[str, int]]:
 def _accuracy(store: Store, finished: Mapping[str, object]) -> float | None:
     """Of the first format of logits that has view 0."""
     for column in finished:
-        files = None if column.startswith(LAYERS) else marker(store, column, 0)
+        files = None if column.startswith((LAYERS, TRACE)) else marker(store, column, 0)
         if files is not None:
             right = total = 0
             for name in files:

@@ -46,12 +46,12 @@ def fingerprint(content: Mapping[str, Any]) -> str:
     return digest(content)[:16]
 
 
-def cache_store(run: RunConfig, content: Mapping[str, Any]) -> Store:
+def cache_store(caches: str, content: Mapping[str, Any]) -> Store:
     """Where the cache of this content is or will be, below ``caches``.
 
     ``caches`` may itself be one cache; ValueError then names what differs, if anything does.
     """
-    place = store_at(run.caches)
+    place = store_at(caches)
     if not place.has(MANIFEST):
         return place / fingerprint(content)
     held = read_manifest(place)["content"]

@@ -31,7 +31,7 @@ def read_cache(
     is read, where they would not fit into memory.
     """
     if spool is None:
-        row = sum(_bytes_per_row(store, column) for column in columns)
+        row = sum(_bytes_per_row(store, column.folder) for column in columns)
         check_fits(row * len(pictures.label) * (views + 1), f"cache {store}")
     held: dict[Column, tuple[Rows, ...]] = {}
     for column in columns:
@@ -44,7 +44,16 @@ def read_cache(
     return TeacherRows(held[logits], {column.layer: held[column] for column in layers})
 
 
-def _bytes_per_row(store: Store, column: Column) -> int:
+def read_folder(store: Store, column: str, *, count: int) -> dict[str, np.ndarray]:
+    """All that stands in the files of one column that has no views, by row number.
+
+    Raises ValueError like ``read_cache``.
+    """
+    check_fits(_bytes_per_row(store, column) * count, f"cache {store}")
+    return _in_memory(_tables(store, column, 0), count)
+
+
+def _bytes_per_row(store: Store, column: str) -> int:
     """Of a column as it is held, unpacked: of its first file."""
     first = part_arrays(next(_tables(store, column, 0)))
     return sum(values[:1].nbytes for values in first.values())
@@ -55,20 +64,20 @@ def _parts(
 ) -> dict[str, Rows]:
     """What stands in the Parquet columns of a view, each as rows by number."""
     if spool is None:
-        return _in_memory(_tables(store, column, view), count)
+        return {**_in_memory(_tables(store, column.folder, view), count)}
     folder = spool / store.name / column.folder / view_folder(view)
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock"):
         if not (folder / DONE).exists():
-            _unpack(_tables(store, column, view), count, folder)
+            _unpack(_tables(store, column.folder, view), count, folder)
             (folder / DONE).touch()
     return {path.stem: open_rows(path) for path in sorted(folder.glob("*.npy"))}
 
 
-def _tables(store: Store, column: Column, view: int) -> Iterator[pa.Table]:
+def _tables(store: Store, column: str, view: int) -> Iterator[pa.Table]:
     """Every file that the view's marker lists, with all of its rows."""
-    folder = store / column.folder / view_folder(view)
-    for name, listed in (marker(store, column.folder, view) or {}).items():
+    folder = store / column / view_folder(view)
+    for name, listed in (marker(store, column, view) or {}).items():
         if not folder.has(name):
             raise ValueError(f"cache file {folder / name} is gone; remove {folder} and cache again")
         table = read_parquet(folder.read(name), name=f"cache file {folder / name}")
@@ -80,7 +89,7 @@ def _tables(store: Store, column: Column, view: int) -> Iterator[pa.Table]:
         yield table
 
 
-def _in_memory(tables: Iterable[pa.Table], count: int) -> dict[str, Rows]:
+def _in_memory(tables: Iterable[pa.Table], count: int) -> dict[str, np.ndarray]:
     held: dict[str, np.ndarray] = {}
     for table in tables:
         rows = table[SAMPLE].to_numpy()
@@ -88,7 +97,7 @@ def _in_memory(tables: Iterable[pa.Table], count: int) -> dict[str, Rows]:
             if name not in held:
                 held[name] = blank((count, *values.shape[1:]), values.dtype)
             held[name][rows] = values
-    return {**held}
+    return held
 
 
 def _unpack(tables: Iterable[pa.Table], count: int, folder: Path) -> None:

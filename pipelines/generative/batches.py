@@ -17,6 +17,7 @@ from pipelines.generative.observations import Observations, Tensors, split
 from pipelines.generative.samples import HELD_OUT, TRAINED, Compared, Judge, conditions, noise_of
 from pipelines.generative.steps import RowBatch
 from pipelines.generative.tables import TableConfig
+from pipelines.generative.traces import Traces
 from pipelines.views import permutation
 
 
@@ -31,6 +32,7 @@ class Batches:
     seen: Observations | None  # None where nothing is learned from data
     rank: int
     device: torch.device
+    traces: Traces | None = None  # of the teacher, where they are kept
 
     @property
     def per_epoch(self) -> int:
@@ -65,10 +67,16 @@ class Batches:
 
     def _training_rows(self, epoch: int) -> np.ndarray:
         if self.seen is None:
-            return np.arange(self.run.batches * self.run.batch_size)
+            count = self.run.batches * self.run.batch_size
+            if self.traces is None:
+                return np.arange(count)
+            return np.resize(self._order(len(self.traces), epoch), count)
         rows = self._split()[0]
-        order = permutation(len(rows), seed=self.run.seed, epoch=epoch, stream="order")
-        return rows[order.numpy()]
+        return rows[self._order(len(rows), epoch)]
+
+    def _order(self, count: int, epoch: int) -> np.ndarray:
+        order = permutation(count, seed=self.run.seed, epoch=epoch, stream="order")
+        return order.numpy()
 
     def _held_out_rows(self, condition: int | None) -> np.ndarray:
         if self.seen is None:
@@ -92,7 +100,9 @@ class Batches:
         index = torch.from_numpy(rows).to(self.device)
         noise = noise_of(self.run, index, use=use, epoch=epoch)
         if self.seen is None:
-            return RowBatch(noise, {}, conditions(self.run.model, index), at)
+            kept = self.traces if use == TRAINED else None
+            taught = kept and kept.take(rows, self.device)
+            return RowBatch(noise, {}, conditions(self.run.model, index), at, taught)
         targets, inputs = (_moved(held, self.device) for held in self.seen.take(rows))
         return RowBatch(noise, targets, inputs, at)
 

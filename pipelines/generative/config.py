@@ -54,6 +54,8 @@ class GenerativeTeacher(Strict):
     run: GenerativeConfig | None = None
     model: NetworkConfig | None = None
     weights: Path | None = None
+    source: Literal["live", "cached"] = "live"  # cached: of the same noise in every epoch
+    rows: PositiveInt = 16_384  # of a cache
 
     @model_validator(mode="after")
     def _one_origin(self) -> GenerativeTeacher:
@@ -93,6 +95,7 @@ class GenerativeConfig(Strict):
     min_workers: PositiveInt | None = None  # with so few it goes on when others are lost
     seed: NonNegativeInt = 0
     runs: Path = Path("runs")  # where finished runs are kept
+    caches: str = "caches"  # where teachers' runs are, a path or s3://, gs://; or one cache
 
     @field_validator("optimizer", mode="before")
     @classmethod
@@ -114,6 +117,13 @@ class GenerativeConfig(Strict):
         if self.learns_from_data and self.evidence is None:
             raise ValueError(f"mode {self.mode} learns from data: give `data`, or a teacher's run")
         check_shares(self.batch_size, self.workers, self.min_workers)
+        if self.hears_cache and (
+            self.mode in ("marginalized", "continual") or self.distil.noise > 1
+        ):
+            raise ValueError(
+                "teacher.source: a cache is of runs with one sample of noise, for the modes "
+                "surrogate and local; make it `live`"
+            )
         if self.distances.features == "teacher" and (
             self.teacher is None or getattr(self.teacher.network, "conditions", ())
         ):
@@ -147,6 +157,13 @@ class GenerativeConfig(Strict):
     def learns_from_data(self) -> bool:
         """Whether the numbers of its training come from data."""
         return self.mode in ("scratch", "continual")
+
+    @property
+    def hears_cache(self) -> bool:
+        """Whether its teacher's runs are read from a cache."""
+        if self.teacher is None or self.mode == "scratch":
+            return False
+        return self.teacher.source == "cached"
 
     @property
     def selects(self) -> tuple[str, Literal["max", "min"]]:
@@ -184,7 +201,7 @@ class GenerativeConfig(Strict):
     @property
     def identity(self) -> str:
         """Twelve hex digits of every value that decides the numbers, weights files by content."""
-        content = self.model_dump(mode="json", exclude={"name", "runs"})
+        content = self.model_dump(mode="json", exclude={"name", "runs", "caches"})
         for section in {"distil", "scratch", "continual"} - self._heard_sections:
             del content[section]
         if self.learns_from_data:
@@ -198,6 +215,8 @@ class GenerativeConfig(Strict):
             held = self.teacher
             own = {"model": held.model and held.model.model_dump(mode="json")}
             own |= {"weights": file_digest(held.weights), "run": held.run and held.run.identity}
+            if self.hears_cache:
+                own |= {"source": held.source, "rows": held.rows}
             content["teacher"] = own
         return digest(content)[:12]
 

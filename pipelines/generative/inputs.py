@@ -14,16 +14,21 @@ from pipelines.generative.loop import fit
 from pipelines.generative.models import Model, build_model, load_model
 from pipelines.generative.observations import Observations, observations
 from pipelines.generative.steps import GenerativeStep, build_step
+from pipelines.generative.traces import Traces
 from pipelines.loop import Progress, Report, pick_device
 
 
 @dataclass(frozen=True)
 class GenerativeInputs:
-    """A teacher's weights, if the run has one; data are read where they are used."""
+    """A teacher's weights, if the run has one, and its runs, if they are kept.
+
+    Data are read where they are used.
+    """
 
     weights: Path | None
     data: tuple[str, str, str] | None = None  # name, digest and source of what is learned from
-    fingerprint: str = ""  # of caches, of which there are none
+    fingerprint: str = ""  # of the cache of the teacher's runs
+    traces: Traces | None = None  # what stands in it
 
     def fit(
         self,
@@ -33,11 +38,25 @@ class GenerativeInputs:
         resume: Path | None = None,
         rank: int = 0,
     ) -> Progress:
-        """Train the run in this process, or this worker's part of it."""
+        """Train the run in this process, or this worker's part of it.
+
+        Raises ValueError for a run that hears a cache which was not made ready.
+        """
+        if run.hears_cache and self.traces is None:
+            raise ValueError(
+                "the run hears the cache of its teacher, which was not made ready; of a sweep the "
+                "base must hear it"
+            )
         device = pick_device()
         step, teacher = step_of(run, self.weights)
         evidence = evidence_of(run)
-        batches = Batches(run, evidence if run.learns_from_data else None, rank, device)
+        batches = Batches(
+            run,
+            evidence if run.learns_from_data else None,
+            rank,
+            device,
+            self.traces if run.hears_cache else None,
+        )
         judge = judge_of(run, teacher, evidence, device)
         return fit(run, step, batches, judge, report=report, resume=resume, device=device)
 

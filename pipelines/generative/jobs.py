@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from pipelines.generative.batches import Batches, judge_of
+from pipelines.generative.cache import TraceCache
 from pipelines.generative.config import GenerativeConfig
 from pipelines.generative.figures import sample_figure
 from pipelines.generative.inputs import GenerativeInputs, evidence_of, step_of
@@ -46,21 +50,52 @@ def prepared(
     run: GenerativeConfig, *, watch: Watch, tracker: Tracker, verbose: bool = False
 ) -> GenerativeInputs:
     """What the run trains on, its teacher trained where it is not yet."""
-    weights = None
-    if run.teacher is not None:
-        weights = run.teacher.weights
-        if run.teacher.run is not None:
-            teacher = train(run.teacher.run, watch=watch, tracker=tracker, verbose=verbose)
-            weights = teacher.weights
-    weights = weights and weights.absolute()  # a trial works in a folder of Ray's
+    weights = teacher_weights(run, watch=watch, tracker=tracker, verbose=verbose)
     checked(run, weights)
+    inputs = GenerativeInputs(weights)
+    if run.hears_cache:
+        cache = cache_of(run, weights)
+        traces = cache.traces(partial(watch, "cache"))
+        inputs = replace(inputs, fingerprint=cache.fingerprint, traces=traces)
     seen = evidence_of(run)
     if seen is None or run.evidence is None:
-        return GenerativeInputs(weights)
+        return inputs
     data = run.evidence
     name = data.table if isinstance(data, TableConfig) else data.name
     source = name if isinstance(data, TableConfig) else str(data.root or name)
-    return GenerativeInputs(weights, (name, seen.digest, source))
+    return replace(inputs, data=(name, seen.digest, source))
+
+
+def cache_of(run: GenerativeConfig, weights: Path | None) -> TraceCache:
+    """The cache of the runs of the run's teacher, which is trained."""
+    assert run.teacher is not None
+    assert weights is not None
+    return TraceCache(run, load_model(run.teacher.network, weights))
+
+
+def cache_faults(
+    run: GenerativeConfig, *, watch: Watch, tracker: Tracker
+) -> Mapping[str, list[str]]:
+    """What is wrong with the cache of the run's teacher: nothing, if it is sound.
+
+    Raises ValueError for a cache that is not written yet.
+    """
+    if not run.hears_cache:
+        return {}
+    weights = teacher_weights(run, watch=watch, tracker=tracker)
+    return {"teacher": cache_of(run, weights).faults()}
+
+
+def teacher_weights(
+    run: GenerativeConfig, *, watch: Watch, tracker: Tracker, verbose: bool = False
+) -> Path | None:
+    """The weights of the run's teacher, trained first where it is another run's student."""
+    if run.teacher is None:
+        return None
+    weights = run.teacher.weights
+    if run.teacher.run is not None:
+        weights = train(run.teacher.run, watch=watch, tracker=tracker, verbose=verbose).weights
+    return weights and weights.absolute()  # a trial works in a folder of Ray's
 
 
 def checked(run: GenerativeConfig, weights: Path | None = None) -> Observations | None:

@@ -22,7 +22,7 @@ from pipelines.generative.observations import Tensors, condition_of
 from pipelines.models import build_network, load_weights
 
 # uses of noise, which share no number
-TRAINED, HELD_OUT, SAMPLED, COMPARED, SEEN, DRAWN = range(6)
+TRAINED, HELD_OUT, SAMPLED, COMPARED, SEEN, DRAWN, KEPT = range(7)
 
 
 def noise_of(run: GenerativeConfig, rows: Tensor, *, use: int, epoch: int = 0) -> RowNoise:

@@ -37,6 +37,7 @@ class RowBatch:
     targets: Tensors  # none where there is no data
     inputs: Tensors
     epoch: float = 0.0
+    teacher: Trace | None = None  # its run on these rows, where that is kept
 
     @property
     def num_rows(self) -> int:
@@ -137,7 +138,10 @@ class DistilledStep(GenerativeStep):
     def compared(self, batch: RowBatch) -> Distilled:
         """Both runs and what they cost."""
         found: Distilled = self.distiller(
-            batch.num_rows, inputs=batch.inputs, generator=batch.noise
+            batch.num_rows,
+            inputs=batch.inputs,
+            teacher_trace=batch.teacher,
+            generator=batch.noise,
         )
         return found
 

@@ -52,7 +52,7 @@ def sweep(
             key: generative.prepared(one.run, watch=watch, tracker=tracker)
             for key, one in shared(config).items()
         }
-        tags = {"kd.kind": "sweep", "kd.cache": ""}
+        tags = {"kd.kind": "sweep", "kd.cache": " ".join(i.fingerprint for i in inputs.values())}
         with tracker.start(folder.name, params=plain(config), tags=tags) as parent:
             trials = run_trials(
                 config, inputs, proposals=folder, show=show, tracker=tracker, parent=parent
@@ -65,7 +65,7 @@ def sweep(
                 outcome,
                 costs=[_cost(row.trials[0].run.model) for row in outcome.rows],
                 data=held.data[1] if held.data else "",
-                caches=[],
+                caches=[one.fingerprint for one in inputs.values() if one.fingerprint],
                 command=command,
             )
             paths = [write_ranking(ranking, folder)]
@@ -97,7 +97,7 @@ def _ranked_teachers(run: GenerativeConfig, inputs: GenerativeInputs) -> list[Ra
             title="teacher",
             network=network.name,
             weights=str(inputs.weights),
-            cache="",
+            cache=inputs.fingerprint,
             metrics={},
             cost=_cost(network),
         )

@@ -54,7 +54,7 @@ def columns_for(run: RunConfig, layers: Sequence[str] = LAYERS) -> tuple[Column,
 
 
 def store_of(run: RunConfig) -> Store:
-    return cache_store(run, contents(run, pictures_of(run), teacher_of(run)))
+    return cache_store(run.caches, contents(run, pictures_of(run), teacher_of(run)))
 
 
 def write(

@@ -245,7 +245,7 @@ def test_a_cache_of_something_else_is_refused_with_the_difference(
     other = changed(run, {**change, "caches": str(folder)})
     seen = read_pictures(other.data, "train")
     with pytest.raises(ValueError, match=named):
-        cache_store(other, contents(other, seen, teacher_of(other)))
+        cache_store(other.caches, contents(other, seen, teacher_of(other)))
 
 
 def test_numbers_beyond_float16_are_refused_by_name() -> None:

@@ -148,6 +148,7 @@ FLOORS: Mapping[str, float] = {
     "deepinversion": 92.0,
     "adaptive_deepinversion": 93.0,
     "dafl + statistics": 90.0,
+    "zskt": 80.0,
     "zskt without maps": 80.0,
     "zskt without maps, student in eval mode": 80.0,
     "dfq": 94.0,

@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipelines.cli import _show_plan, check
+from pipelines.cli import check
+from pipelines.console import print_plan
 from pipelines.generative.sweep import sweep
 from pipelines.loading import load
+from pipelines.preview import plan_of
 from pipelines.ranking import read_ranking
 from pipelines.space import SweepConfig
 from pipelines.standing import Standing
@@ -81,6 +83,6 @@ def test_a_sweep_is_checked_and_planned_without_training(
     config = swept(workdir)
     check(workdir / "toy_sweep.yaml")
     assert "surrogate: helmholtz, 54 parameters to generate with" in capsys.readouterr().out
-    _show_plan(config)
+    print_plan(plan_of(config))
     assert "8 trials, 0 of them finished" in capsys.readouterr().out
     assert not Path("runs").exists()

@@ -15,7 +15,7 @@ from pydantic import (
     model_validator,
 )
 
-from pipelines.config import DataConfig, digest, file_digest
+from pipelines.config import Caches, DataConfig, digest, file_digest
 from pipelines.generative.modes import (
     DISTILLED,
     ContinualConfig,
@@ -92,7 +92,7 @@ class GenerativeConfig(Strict):
     workers: PositiveInt = 1
     seed: NonNegativeInt = 0
     runs: Path = Path("runs")  # where finished runs are kept
-    caches: str = "caches"  # where teachers' runs are, a path or s3://, gs://; or one cache
+    caches: Caches = "caches"  # where teachers' runs are, a path or s3://, gs://; or one cache
 
     @field_validator("optimizer", mode="before")
     @classmethod

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 
 from pydantic import (
+    AfterValidator,
     Discriminator,
     Field,
     NonNegativeInt,
@@ -105,6 +106,18 @@ Teachers = Annotated[
 _METRICS = ("loss", "top1")  # of every run's training, beside its terms
 
 
+def _no_password(caches: str) -> str:
+    if "@" in urlsplit(caches).netloc:
+        raise ValueError(
+            "the address holds a password, which everyone who sees the run would read; give "
+            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or what your store has, instead"
+        )
+    return caches
+
+
+Caches = Annotated[str, AfterValidator(_no_password)]
+
+
 def _refuse_custom(losses: Mapping[str, Any]) -> None:
     for label, term in losses.items():
         if isinstance(term, dict) and is_custom(str(term["loss"])):
@@ -143,7 +156,7 @@ class RunConfig(Strict):
     seed: NonNegativeInt = 0
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     runs: Path = Path("runs")  # where finished runs are kept
-    caches: str = "caches"  # where teacher caches are kept, a path or s3://, gs://; or one cache
+    caches: Caches = "caches"  # where teacher caches are kept, a path or s3://, gs://; or one cache
 
     @model_validator(mode="before")
     @classmethod
@@ -156,16 +169,6 @@ class RunConfig(Strict):
         except ValueError:
             return content  # the field's own error says where
         return {**content, "batch_size": synthetic.batch_size}
-
-    @field_validator("caches")
-    @classmethod
-    def _no_password(cls, caches: str) -> str:
-        if "@" in urlsplit(caches).netloc:
-            raise ValueError(
-                "the address holds a password, which everyone who sees the run would read; give "
-                "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or what your store has, instead"
-            )
-        return caches
 
     @field_validator("losses", mode="before")
     @classmethod

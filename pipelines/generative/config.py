@@ -15,6 +15,7 @@ from pydantic import (
     model_validator,
 )
 
+from pipelines.config import Caches
 from pipelines.datasets import DataConfig
 from pipelines.digests import digest, file_digest
 from pipelines.generative.modes import (
@@ -95,7 +96,7 @@ class GenerativeConfig(Strict):
     min_workers: PositiveInt | None = None  # with so few it goes on when others are lost
     seed: NonNegativeInt = 0
     runs: Path = Path("runs")  # where finished runs are kept
-    caches: str = "caches"  # where teachers' runs are, a path or s3://, gs://; or one cache
+    caches: Caches = "caches"  # where teachers' runs are, a path or s3://, gs://; or one cache
 
     @field_validator("optimizer", mode="before")
     @classmethod

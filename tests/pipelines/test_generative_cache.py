@@ -238,6 +238,8 @@ def test_runs_that_a_cache_cannot_serve_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=r"teacher\.source: a cache is of runs with one sample"):
         run_of("eruptions", **changes)
+    with pytest.raises(ValueError, match="the address holds a password"):
+        run_of("eruptions", caches="s3://key:secret@bucket/caches")
     assert not run_of("eruptions", mode="scratch", data={"table": "eruptions"}).hears_cache
     going_on = {**GOING_ON, "teacher": {**GOING_ON["teacher"], "source": "cached"}}
     with pytest.raises(ValueError, match=r"teacher\.source"):

@@ -7,10 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from kdcore.dgm.objective import PUBLISHED
 from pipelines.config import RunConfig
+from pipelines.generative.batches import Batches
 from pipelines.generative.config import GenerativeConfig
+from pipelines.generative.inputs import step_of
+from pipelines.generative.jobs import checked
 from pipelines.generative.models import build_model
 from pipelines.loading import load
 from pipelines.space import SweepConfig, changed, neighbours
@@ -62,6 +66,29 @@ def test_published_runs_have_the_published_number_of_parameters(name: str) -> No
         model = build_model(run.model)
     count = sum(parameter.numel() for parameter in model.parameters())
     assert round(count / 1e6, 2) == SIZES[name]
+
+
+@pytest.mark.parametrize("name", ["celeba", "svhn", "cifar10"])
+def test_published_runs_start_from_a_folder_of_pictures(name: str, tmp_path: Path) -> None:
+    size = 64 if name == "celeba" else 32
+    for place in range(10):
+        file = tmp_path / "train" / "all" / f"{place}.jpg"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (178, 218), (20 * place, 90, 200)).save(file)
+    given = ["data.name=folder", f"data.root={tmp_path}", "batch_size=4"]
+    teacher = load(CONFIGS / "generative" / f"{name}_teacher.yaml", given)
+    own = [f"teacher.run.{change}" for change in given] + ["batch_size=4"]
+    student = load(CONFIGS / "generative" / f"{name}.yaml", own)
+    for run in (teacher, student):
+        assert isinstance(run, GenerativeConfig)
+        seen = checked(run)
+        step, _ = step_of(run, None, blank=True)
+        batch = next(Batches(run, seen, 0, torch.device("cpu")).train(0))
+        if run is teacher:
+            assert batch.targets["y"].shape == (4, 3, size, size)
+        loss = step.train()(batch).loss
+        loss.backward()
+        assert bool(loss.isfinite())
 
 
 def test_a_file_with_a_model_is_a_run_of_one_and_another_of_a_student(toy_run: Path) -> None:

@@ -136,4 +136,4 @@ def _measure_chosen(
     found = judge.of_run(generator)
     progress.history[-1] |= found
     if progress.best is not None:
-        progress.best |= found
+        progress.best = progress.best | found  # not in the history of its epoch

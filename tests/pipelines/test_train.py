@@ -12,11 +12,17 @@ import torch
 from safetensors.torch import load_file
 
 from pipelines.config import RunConfig
+from pipelines.generative.config import GenerativeConfig
+from pipelines.generative.inputs import GenerativeInputs
+from pipelines.generative.models import build_model
 from pipelines.loading import load
 from pipelines.loop import BEST, LAST, STATE, Metrics
+from pipelines.models import save_weights
 from pipelines.sources import read_pictures
 from pipelines.space import changed
+from pipelines.strict import validated
 from pipelines.train import RESULT, Inputs, finished, train_here, train_on_workers
+from tests.pipelines.generative_toys import STUDENTS
 
 # LayerNorm, not BatchNorm: workers see their own half of a batch, so only such a network can agree
 VIT: dict[str, Any] = {
@@ -71,6 +77,28 @@ def test_two_ray_workers_train_what_one_process_trains(run: RunConfig) -> None:
         load_file(together.folder / LAST), load_file(alone.folder / LAST), rtol=1e-3, atol=1e-4
     )
     assert files_of(together.folder) == {BEST, LAST, STATE, RESULT}
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_two_ray_workers_distil_the_graphical_model_of_one_process(workdir: Path) -> None:
+    plain = {"name": "sgd", "lr": 1e-5, "momentum": 0, "schedule": {"name": "steps"}}
+    alone = validated(GenerativeConfig, {**STUDENTS["ladder"], "optimizer": plain}, where="toy")
+    assert alone.teacher is not None
+    inputs = GenerativeInputs(workdir / "teacher.safetensors")
+    save_weights(build_model(alone.teacher.network).state_dict(), workdir / "teacher.safetensors")
+    told: list[Metrics] = []
+    together = train_on_workers(changed(alone, {"workers": 2}), inputs, told.append)
+    one = train_here(alone, inputs, no_word)
+    assert told == together.history
+    assert len(one.history) == alone.epochs
+    assert one.history[0]["train/loss"] != one.history[1]["train/loss"]
+    for here, there in zip(together.history, one.history, strict=True):
+        assert here.keys() == there.keys()
+        for name in here.keys() - {"seconds"}:
+            assert here[name] == pytest.approx(there[name], rel=1e-3, abs=1e-5), name
+    torch.testing.assert_close(
+        load_file(together.weights), load_file(one.weights), rtol=1e-3, atol=1e-4
+    )
 
 
 @pytest.mark.slow

@@ -129,10 +129,11 @@ def kill_every_node(worker: psutil.Process) -> None:
     """All but the head's, which has no room for workers."""
     own = [one for one in ray.nodes() if "node:__internal_head__" not in one["Resources"]]
     words = {f"--raylet_socket_name={one['RayletSocketName']}" for one in own}
-    for one in psutil.Process().children(recursive=True):
-        if one.is_running() and words & set(one.cmdline()):
-            for below in [one, *one.children(recursive=True)]:
-                below.kill()
+    below = psutil.Process().children(recursive=True)
+    raylets = [one for one in below if words & set(one.cmdline())]
+    for one in [held for raylet in raylets for held in [raylet, *raylet.children(recursive=True)]]:
+        with suppress(psutil.NoSuchProcess):  # it has ended with its raylet
+            one.kill()
 
 
 def train_until_a_node_comes() -> None:
@@ -143,8 +144,8 @@ def train_until_a_node_comes() -> None:
     def told(metrics: Metrics) -> None:
         print(json.dumps(metrics), flush=True)
         if waiting and metrics["epoch"] == AT_EPOCH:
-            waiting.pop()(working("RayTrainWorker"))
             lost.set()
+            waiting.pop()(working("RayTrainWorker"))
 
     start_s = float(os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"])
     with several_nodes() as nodes, ThreadPoolExecutor(1) as pool:

@@ -172,7 +172,7 @@ def test_the_job_gets_the_configuration_and_the_code_and_nothing_else(
     assert {name.partition("/")[0] for name in client.files} == {*PACKAGES, "job.yaml"}
     assert not [name for name in client.files if "__pycache__" in name]
     assert RunConfig.model_validate(yaml.safe_load(client.files["job.yaml"])) == run
-    assert "cd '/shared/a b' && exec python -m pipelines train" in client.given["entrypoint"]
+    assert "cd '/shared/a b' && exec python -P -m pipelines train" in client.given["entrypoint"]
     submitted.submit(run, client, folder=workdir, with_code=False)  # type: ignore[arg-type]
     assert set(client.files) == {"job.yaml"}
 

@@ -136,29 +136,6 @@ def kill_every_node(worker: psutil.Process) -> None:
             one.kill()
 
 
-def train_until_a_node_comes() -> None:
-    """All nodes are lost, and one comes only when workers were started twice in vain."""
-    run = validated(RunConfig, RUN, where="toy")
-    waiting, lost = [kill_every_node], Event()
-
-    def told(metrics: Metrics) -> None:
-        print(json.dumps(metrics), flush=True)
-        if waiting and metrics["epoch"] == AT_EPOCH:
-            lost.set()
-            waiting.pop()(working("RayTrainWorker"))
-
-    start_s = float(os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"])
-    with several_nodes() as nodes, ThreadPoolExecutor(1) as pool:
-        inputs = Inputs(read_pictures(run.data, "train"))
-        trained = pool.submit(train_on_workers, run, inputs, told)
-        trained.add_done_callback(lambda _: lost.set())
-        lost.wait()
-        with suppress(TimeoutError):  # twice in vain, and half of a third time
-            trained.result(timeout=2.5 * start_s)
-        nodes.add_node(num_cpus=WORKERS + SPARE_CPUS)
-        print(json.dumps(trained.result().history))
-
-
 def train(victim: str) -> None:
     """A run with workers; somebody is killed when it tells of an epoch."""
     run = validated(RunConfig, RUN, where="toy")
@@ -192,26 +169,64 @@ class Patient(Inputs):
         return super().fit(run, report=told, resume=resume, rank=rank)
 
 
-def train_elastic() -> None:
-    """A node of two is lost, each of which has room for one worker, and one comes later."""
-    run = validated(RunConfig, {**RUN, "min_workers": 1}, where="toy")
-    waiting, are_fewer = [kill_node], Event()
+def train_with_another_node(
+    run: RunConfig,
+    inputs: Inputs,
+    nodes: Cluster,
+    *,
+    kill: Kill,
+    is_time: Callable[[Metrics], bool],
+    more_s: float = 0.0,
+    cpus: int,
+) -> None:
+    """A run that loses nodes; another comes when it is time by an epoch's metrics, or later."""
+    waiting, now = [kill], Event()
 
     def told(metrics: Metrics) -> None:
         print(json.dumps(metrics), flush=True)
+        if is_time(metrics):
+            now.set()
         if waiting and metrics["epoch"] == AT_EPOCH:
             waiting.pop()(working("RayTrainWorker"))
-        if metrics["epoch"] == FEWER_UNTIL:
-            are_fewer.set()
 
+    with ThreadPoolExecutor(1) as pool:
+        trained = pool.submit(train_on_workers, run, inputs, told)
+        trained.add_done_callback(lambda _: now.set())  # if it fails before
+        now.wait()
+        with suppress(TimeoutError):
+            trained.result(timeout=more_s)
+        nodes.add_node(num_cpus=cpus)
+        print(json.dumps(trained.result().history))
+
+
+def train_until_a_node_comes() -> None:
+    """All nodes are lost, and one comes only when workers were started twice in vain."""
+    run = validated(RunConfig, RUN, where="toy")
+    start_s = float(os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"])
+    with several_nodes() as nodes:
+        train_with_another_node(
+            run,
+            Inputs(read_pictures(run.data, "train")),
+            nodes,
+            kill=kill_every_node,
+            is_time=lambda metrics: metrics["epoch"] == AT_EPOCH,
+            more_s=2.5 * start_s,  # twice in vain, and half of a third time
+            cpus=WORKERS + SPARE_CPUS,
+        )
+
+
+def train_elastic() -> None:
+    """A node of two is lost, each of which has room for one worker, and one comes later."""
+    run = validated(RunConfig, {**RUN, "min_workers": 1}, where="toy")
     with several_nodes(cpus=1) as nodes, patch("pipelines.train.REGROW_S", 2.0):
-        inputs = Patient(read_pictures(run.data, "train"))
-        with ThreadPoolExecutor(1) as pool:
-            trained = pool.submit(train_on_workers, run, inputs, told)
-            trained.add_done_callback(lambda _: are_fewer.set())  # if it fails before
-            are_fewer.wait()
-            nodes.add_node(num_cpus=1)
-            print(json.dumps(trained.result().history))
+        train_with_another_node(
+            run,
+            Patient(read_pictures(run.data, "train")),
+            nodes,
+            kill=kill_node,
+            is_time=lambda metrics: metrics["epoch"] == FEWER_UNTIL,
+            cpus=1,
+        )
 
 
 def run_sweep(victim: str) -> None:

@@ -23,9 +23,7 @@ ROOT = Path(__file__).parents[2]
 Line = dict[str, Any]
 
 
-def trained(
-    folder: Path, victim: str, *, start_s: int = 30
-) -> tuple[list[Any], subprocess.CompletedProcess[str]]:
+def trained(folder: Path, victim: str) -> tuple[list[Any], subprocess.CompletedProcess[str]]:
     """What a disturbed process said, and how it ended."""
     command = [sys.executable, "-m", "tests.clusters.disturbed", str(folder), victim]
     settings = {

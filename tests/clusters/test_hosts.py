@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,14 +38,14 @@ class Pair:
 def hosts() -> Iterator[Pair]:
     folder = Path(tempfile.mkdtemp(prefix="kd-", dir="/tmp"))  # sockets must have short names
     token = secrets.token_hex(32)
-    try:
-        with two_hosts(folder) as (head, other):
-            start_ray(head, is_head=True, token=token)
-            yield Pair(head, other, token, start_ray(other, is_head=False, token=token))
-    except (OSError, subprocess.CalledProcessError) as error:
-        pytest.skip(f"network namespaces cannot be made here, which needs root and ip: {error}")
-    finally:
-        shutil.rmtree(folder)
+    with ExitStack() as stack:
+        stack.callback(shutil.rmtree, folder)
+        try:
+            head, other = stack.enter_context(two_hosts(folder))
+        except (OSError, subprocess.CalledProcessError) as error:
+            pytest.skip(f"network namespaces cannot be made here, which needs root and ip: {error}")
+        start_ray(head, is_head=True, token=token)
+        yield Pair(head, other, token, start_ray(other, is_head=False, token=token))
 
 
 def trained(pair: Pair, folder: Path, to_lose: str) -> tuple[list[Any], list[str]]:

@@ -30,7 +30,7 @@ from pipelines.diagnostics import bounds, matched
 from pipelines.models import read_state, read_weights, save_weights
 from pipelines.optimizer import CosineConfig, OptimizerConfig
 from pipelines.students import layer_of
-from pipelines.training import training_batches, with_teachers
+from pipelines.training import TrainingBatches, training_batches, with_teachers
 from pipelines.usage import Meter
 
 Metrics = dict[str, float]
@@ -126,11 +126,7 @@ def fit(
     """
     if run.precision == "fp16" and device.type != "cuda":
         raise ValueError("precision fp16 needs a GPU; bf16 and fp32 run anywhere")
-    step.to(device)
-    module: nn.Module = step
-    if reader.workers > 1:
-        # buffers are shared once an epoch: in training no number depends on them
-        module = DistributedDataParallel(step, broadcast_buffers=False)
+    module = _shared(step.to(device), reader.workers)
     optimizer = optimizer_of(_groups(step, run.optimizer), run.optimizer)
     schedule = schedule_of(optimizer, run.optimizer, run.epochs)
     scaler = torch.amp.GradScaler(device.type, enabled=run.precision == "fp16")
@@ -164,14 +160,8 @@ def fit(
         metrics = so_far.means()
         so_far.clear()
         schedule.step()
-        _share_buffers(step.student)
-        metrics |= source.metrics(step.student)  # of all workers together
-        metrics |= evaluate(step.student, reader.validation(), device=device)
-        if run.diagnostics.bounds and reader.rank == 0:
-            rows = reader.held_out(run.diagnostics.rows)
-            beside = with_teachers(run, rows, live, device)
-            metrics |= bounds(matched(step.student, beside, teacher=run.diagnostics.teacher))
-        metrics |= _summed({**meter.read(), "system/workers": 1.0}, device)
+        metrics |= _measured(run, step.student, reader, source, live, device)
+        metrics |= _summed(meter.read(), device) | {"system/workers": float(num_workers())}
         metrics |= {"lr": learning_rate, "seconds": time.perf_counter() - started}
         metrics["epoch"] = epoch + 1
         if progress.add(metrics, run.selects):
@@ -180,6 +170,33 @@ def fit(
             source.draw(epoch + 1)
         checkpoint(metrics)
     return progress
+
+
+def _shared(step: DistillStep, workers: int) -> nn.Module:
+    """The step as the workers train it together."""
+    if workers == 1:
+        return step
+    # buffers are shared once an epoch: in training no number depends on them
+    return DistributedDataParallel(step, broadcast_buffers=False)
+
+
+def _measured(
+    run: RunConfig,
+    student: Tapped,
+    reader: Reader,
+    source: TrainingBatches,
+    live: Mapping[str, Tapped],
+    device: torch.device,
+) -> Metrics:
+    """What an epoch has made of the student; all workers must ask at once."""
+    _share_buffers(student)
+    metrics = source.metrics(student)
+    metrics |= evaluate(student, reader.validation(), device=device)
+    if run.diagnostics.bounds and reader.rank == 0:
+        rows = reader.held_out(run.diagnostics.rows)
+        beside = with_teachers(run, rows, live, device)
+        metrics |= bounds(matched(student, beside, teacher=run.diagnostics.teacher))
+    return metrics
 
 
 def evaluate(

@@ -91,7 +91,8 @@ ADAPTIVE_DEEPINVERSION = Method(
     losses={"kd": Distilled(params={"temperature": 20.0})},
 )
 
-# Chen and others 2019, arXiv:1904.01186: MNIST. `statistics` is not theirs but an option.
+# Chen and others 2019, arXiv:1904.01186: MNIST. `statistics` of a weight above 0 is not theirs; it
+# is what makes the method work on a small budget.
 DAFL = Method(
     images=Generators(
         network=GeneratorNetwork(latent=100, ending="tanh_batch_norm", batch_norm_eps=0.8), lr=0.2
@@ -140,7 +141,8 @@ DFQ = Method(
     losses={"kd": Distilled(params={"temperature": 1.0})},
 )
 
-# Fang and others 2021, arXiv:2105.08584: CIFAR-10, adversarial, WRN; 50,000 pictures come before.
+# Fang and others 2021, arXiv:2105.08584: CIFAR-10, adversarial, WRN; from 50,000 pictures that are
+# made before the student.
 CMI = Method(
     images=Adapted(network=GeneratorNetwork(latent=256), lr=1e-3, latent_lr=1e-3, kind="redrawn"),
     targets=Classes(),
@@ -158,7 +160,8 @@ CMI = Method(
     losses={"kd": Distilled(params={"temperature": 20.0})},
 )
 
-# Fang and others 2022, arXiv:2112.15278: CIFAR-10, five steps, FOMAML; `images.kind` has more.
+# Fang and others 2022, arXiv:2112.15278: CIFAR-10, five steps, FOMAML; `images.kind` has Reptile
+# and plain reuse. The outer rate is the inner one times the steps, as their code.
 FAST = Method(
     images=Adapted(
         network=GeneratorNetwork(latent=256), lr=3e-3, latent_lr=0.01, kind="fomaml", meta_lr=0.015
@@ -177,6 +180,7 @@ FAST = Method(
     losses={"kd": Distilled(params={"temperature": 20.0})},
 )
 
+# The control: what a student learns from the teacher's answers to noise.
 NOISE = Method(
     images=Pixels(lr=1.0, start="normal", bounds="clip"),
     priors={},

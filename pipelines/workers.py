@@ -18,5 +18,5 @@ def check_shares(batch_size: int, workers: int, min_workers: int | None) -> None
             wanted = math.lcm(*range(fewest, workers + 1))
             raise ValueError(
                 f"batch_size {batch_size} must be a multiple of workers {count}: every worker gets "
-                f"as many rows as every other; multiples of {wanted} are"
+                f"as many rows as every other; take a multiple of {wanted}"
             )

@@ -283,7 +283,7 @@ MISTAKES: dict[str, tuple[Mapping[str, Any], str]] = {
     "batch_size that some of its workers cannot share": (
         {"batch_size": 64, "workers": 4, "min_workers": 2},
         "toy.yaml: batch_size 64 must be a multiple of workers 3: every worker gets as many rows "
-        "as every other; multiples of 12 are",
+        "as every other; take a multiple of 12",
     ),
     "fewest workers that are more than all": (
         {"workers": 2, "min_workers": 4},

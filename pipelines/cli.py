@@ -16,7 +16,6 @@ import typer
 from pipelines.console import (
     Bars,
     errors,
-    print_cache,
     print_outcome,
     print_plan,
     print_trained,
@@ -25,7 +24,7 @@ from pipelines.console import (
 from pipelines.generative.config import GenerativeConfig
 from pipelines.loading import load
 from pipelines.runs import Run
-from pipelines.space import SearchConfig, SweepConfig, neighbours
+from pipelines.space import SearchConfig, SweepConfig
 
 if TYPE_CHECKING:  # Ray and MLflow take seconds to import: commands that need them do it
     from pipelines.submit import JobSubmissionClient
@@ -82,87 +81,17 @@ def cache(
     debug: Debug = False,
 ) -> None:
     """Compute the teacher's outputs and keep them as Parquet."""
+    from pipelines import caching
+
     loaded = _as_sweep(load(config, changes))
     if info:
-        _show_caches(loaded.base)
+        caching.show_caches(loaded.base)
     elif prune:
-        _prune_caches(loaded.base)
+        caching.prune_caches(loaded.base)
     elif verify:
-        _verify_caches(loaded.base)
-    elif isinstance(loaded.base, GenerativeConfig):
-        _write_traces(loaded, verbose=verbose)
+        raise typer.Exit(0 if caching.caches_are_sound(loaded.base) else 1)
     else:
-        _write_caches(loaded, verbose=verbose)
-
-
-def _write_traces(config: SweepConfig, *, verbose: bool) -> None:
-    from pipelines.generative.jobs import prepared
-    from pipelines.sharing import shared
-    from pipelines.tracking import Tracker
-
-    runs = [one.run for one in shared(config).values()]
-    heard = [run for run in runs if isinstance(run, GenerativeConfig) and run.hears_cache]
-    if not heard:
-        raise ValueError("no teacher has `source: cached`: nothing to cache")
-    with Bars() as watch:
-        held = [prepared(run, watch=watch, tracker=Tracker(), verbose=verbose) for run in heard]
-    for inputs in held:
-        say(f"cache {inputs.fingerprint}: {len(inputs.traces or ())} runs of the teacher")
-
-
-def _write_caches(config: SweepConfig, *, verbose: bool) -> None:
-    from pipelines.build import checked
-    from pipelines.cluster import cluster
-    from pipelines.sweep import shared_inputs
-    from pipelines.tracking import Tracker
-
-    runs = neighbours(config)
-    if not any(teacher.source == "cached" for run in runs for teacher in run.heard.values()):
-        raise ValueError("no loss listens to a cached teacher: nothing to cache")
-    for run in runs:
-        checked(run)
-    with cluster(verbose=verbose), Bars() as watch:
-        inputs = shared_inputs(config, watch=watch, tracker=Tracker())
-    for held in inputs.values():
-        for label, teacher in held.teachers.items():
-            if teacher.accuracy is not None:
-                accuracy = f"{config.base.called(label)} {teacher.accuracy:.2%}"
-                say(f"cache {teacher.fingerprint}: {accuracy} on the validation split")
-
-
-def _show_caches(run: Run) -> None:
-    from pipelines.cache.inspection import caches_in, inspected
-    from pipelines.cache.storage import store_at
-
-    for store in caches_in(store_at(run.caches)):
-        print_cache(store.name, inspected(store))
-
-
-def _prune_caches(run: Run) -> None:
-    from pipelines.cache.inspection import caches_in, prune
-    from pipelines.cache.storage import store_at
-
-    removed = [name for store in caches_in(store_at(run.caches)) for name in prune(store)]
-    for name in removed or ["nothing: every view is finished"]:
-        say(f"removed {name}")
-
-
-def _verify_caches(run: Run) -> None:
-    from pipelines import jobs
-    from pipelines.generative import jobs as generative
-    from pipelines.tracking import Tracker
-
-    with Bars() as watch:
-        if isinstance(run, GenerativeConfig):
-            found = generative.cache_faults(run, watch=watch, tracker=Tracker())
-        else:
-            found = jobs.cache_faults(run, watch=watch, tracker=Tracker())
-    faults = [fault for label in found for fault in found[label]]
-    for fault in faults:
-        say(fault, style="red")
-    if faults:
-        raise typer.Exit(1)
-    say(f"{len(found)} caches are as they were written, and as their teachers say")
+        caching.write_caches(loaded, verbose=verbose)
 
 
 @app.command()

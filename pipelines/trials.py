@@ -70,7 +70,7 @@ def run_trials(
 
 
 @contextmanager
-def _secrets_kept() -> Iterator[None]:
+def secrets_kept() -> Iterator[None]:
     """Tune would hand its actors the keys of AWS by their runtime environment, which Ray logs.
 
     The processes of a node have the keys of that node, as those that write its caches do.
@@ -84,7 +84,7 @@ def _secrets_kept() -> Iterator[None]:
         handed |= keys
 
 
-@_secrets_kept()
+@secrets_kept()
 def _tuned(
     config: SweepConfig,
     trainable: Callable[..., None],

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -20,9 +22,15 @@ from pipelines.train import train_here, train_with_callback
 
 
 def run_trial(
-    config: dict[str, Any], *, sweep: SweepConfig, references: dict[str, Any], threads: int
+    config: dict[str, Any],
+    *,
+    sweep: SweepConfig,
+    folder: Path,
+    references: dict[str, Any],
+    threads: int,
 ) -> None:
-    """One trial, in an actor that is used again for the next."""
+    """One trial, in an actor that is used again for the next; ``folder`` is the driver's."""
+    os.chdir(folder)  # of Tune's own no path of the configuration holds, and a run is its weights'
     torch.set_num_threads(threads)
     run = sweep.run(changes_of(config))
     reference = references[inputs_key(run)]

@@ -56,6 +56,7 @@ def run_trials(
     trainable = tune.with_parameters(
         run_trial,
         sweep=config.model_copy(update={"base": base}),
+        folder=Path.cwd(),
         references={key: ray.put(held) for key, held in inputs.items()},
         threads=max(1, num_cores() // concurrent),
     )

@@ -81,7 +81,7 @@ def train_population(config: SweepConfig, monkeypatch: pytest.MonkeyPatch) -> li
     while (proposal := searcher.suggest(str(len(runs)))) != Searcher.FINISHED:
         run = config.run(proposal["point"])
         references = {trial.inputs_key(run): inputs}
-        trial.run_trial(proposal, sweep=config, references=references, threads=1)
+        trial.run_trial(proposal, sweep=config, folder=Path.cwd(), references=references, threads=1)
         assert told[-1]["epoch"] == proposal["until"]
         searcher.on_trial_complete(str(len(runs)), told[-1])
         runs.append(run)

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor
+import torch
+from torch import nn
 
 from kdcore.datafree.changeable import Parametrisation
 from kdcore.datafree.generated import AdaptedPictures, GeneratedPictures
@@ -17,19 +18,31 @@ from kdcore.datafree.plans import Generators, Pixels, Plan
 
 
 def parametrisation(
-    plan: Plan, shape: Sequence[int], normalisation: Normalisation, like: Tensor
+    plan: Plan, shape: Sequence[int], normalisation: Normalisation, teacher: nn.Module
 ) -> Parametrisation:
-    """The plan for pictures (C, H, W), on the device and of the type of ``like``.
+    """The plan for pictures (C, H, W), on the device of the teacher, of its type and layout.
 
     Generators are drawn from torch's generator, as networks are. Raises ValueError for a generator
     of pictures that are not square.
     """
+    like = next(teacher.parameters()).detach()
     if isinstance(plan, Pixels):
         return PixelPictures(plan, shape, normalisation, like)
     if shape[1] != shape[2]:
         raise ValueError(f"a generator makes square pictures, got {shape[1]} x {shape[2]}")
     count = plan.count if isinstance(plan, Generators) else 1
-    nets = [plan.network.build(shape[0], shape[1]).to(like) for _ in range(count)]
+    layout = memory_format_of(teacher)
+    nets = [
+        plan.network.build(shape[0], shape[1]).to(like).to(memory_format=layout)
+        for _ in range(count)
+    ]
     if isinstance(plan, Generators):
         return GeneratedPictures(plan, nets, normalisation)
     return AdaptedPictures(plan, nets[0], normalisation)
+
+
+def memory_format_of(net: nn.Module) -> torch.memory_format:
+    """Channels last where all convolutions are: what one net hands the next is then not copied."""
+    kernels = [held for held in net.parameters() if held.dim() == 4]
+    last = [held.is_contiguous(memory_format=torch.channels_last) for held in kernels]
+    return torch.channels_last if last and all(last) else torch.contiguous_format

@@ -67,7 +67,7 @@ class Synthesizer:
         self.like = next(teacher.parameters())
         self.rounds = self.count = 0  # of synthesis; of occasions on which numbers were drawn
         with _seeded(seed):
-            self.made = parametrisation(method.images, shape, normalisation, self.like.detach())
+            self.made = parametrisation(method.images, shape, normalisation, teacher)
             self.priors = Priors(method.priors, self._blank(shape))
         heads = list(self.priors.parameters())
         self.heads = torch.optim.Adam(heads, method.images.lr) if heads else None

@@ -13,10 +13,10 @@ from torch import Tensor
 from kdcore.datafree.augmentation import Augmentation, cropped, flipped, resized_crop, rolled
 from kdcore.datafree.dirichlet import dirichlet
 from kdcore.datafree.draws import Draw, Stream
-from kdcore.datafree.generated import reptile_gradient
+from kdcore.datafree.generated import AdaptedPictures, reptile_gradient
 from kdcore.datafree.generators import GeneratorNetwork, redraw
 from kdcore.datafree.images import Normalisation
-from kdcore.datafree.parametrisations import parametrisation
+from kdcore.datafree.parametrisations import memory_format_of, parametrisation
 from kdcore.datafree.plans import Adapted, Generators, Pixels
 from kdcore.datafree.priors import PRIORS
 from kdcore.datafree.statistics import AveragedDistance, Moments, statistics_distance
@@ -39,6 +39,7 @@ FUNCTIONS = {
     name: prior.function for name, prior in PRIORS.items() if not isinstance(prior.function, type)
 }
 NORMALISATION = Normalisation((0.4,), (0.2,))
+NET = torch.nn.Linear(1, 1)  # whose device, type and layout pictures have
 
 
 def draw(count: int, occasion: int = 1, seed: int = 0) -> Draw:
@@ -269,12 +270,21 @@ def test_a_generator_makes_pictures_in_the_space_that_it_says(ending: str) -> No
         torch.testing.assert_close(mean, torch.zeros(3), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_a_generator_has_the_layout_of_its_teacher(layout: torch.memory_format) -> None:
+    teacher = trained_teacher().to(memory_format=layout)
+    made = parametrisation(adapted("fomaml"), (1, 8, 8), NORMALISATION, teacher)
+    made.begin(draw(4))
+    assert isinstance(made, AdaptedPictures)
+    assert memory_format_of(made.net) == memory_format_of(teacher) == layout
+
+
 def test_a_generator_of_an_odd_size_is_refused() -> None:
     with pytest.raises(ValueError, match="multiple of 4, got 10"):
         GeneratorNetwork().build(1, 10)
     plan = Generators(network=GeneratorNetwork(), lr=0.1)
     with pytest.raises(ValueError, match="square pictures, got 8 x 12"):
-        parametrisation(plan, (1, 8, 12), NORMALISATION, torch.zeros(()))
+        parametrisation(plan, (1, 8, 12), NORMALISATION, NET)
 
 
 def test_redrawn_weights_are_small_and_of_the_generator() -> None:
@@ -292,7 +302,7 @@ def test_redrawn_weights_are_small_and_of_the_generator() -> None:
 
 def test_pixels_are_stretched_to_the_whole_range() -> None:
     plan = Pixels(lr=0.3, start="uniform", bounds="stretch")
-    made = parametrisation(plan, (1, 4, 4), NORMALISATION, torch.zeros(()))
+    made = parametrisation(plan, (1, 4, 4), NORMALISATION, NET)
     made.begin(draw(3))
     leaf = made.changed()[0]
     made.step([torch.randn(3, 1, 4, 4)])
@@ -313,7 +323,7 @@ def weights(made: object) -> list[Tensor]:
 
 @pytest.mark.parametrize("kind", ["fomaml", "reptile"])
 def test_meta_weights_move_by_the_first_step_of_adam_on_their_gradient(kind: str) -> None:
-    made = parametrisation(adapted(kind), (1, 8, 8), NORMALISATION, torch.zeros(()))
+    made = parametrisation(adapted(kind), (1, 8, 8), NORMALISATION, NET)
     before = weights(made)
     made.begin(draw(6))
     total = [torch.zeros_like(held) for held in before]
@@ -335,7 +345,7 @@ def test_meta_weights_move_by_the_first_step_of_adam_on_their_gradient(kind: str
 
 @pytest.mark.parametrize(("kind", "goes_on"), [("sequential", True), ("redrawn", False)])
 def test_a_generator_goes_on_from_the_last_round_or_begins_anew(kind: str, goes_on: bool) -> None:
-    made = parametrisation(adapted(kind), (1, 8, 8), NORMALISATION, torch.zeros(()))
+    made = parametrisation(adapted(kind), (1, 8, 8), NORMALISATION, NET)
     made.begin(draw(6))
     made.step(torch.autograd.grad(made.pictures()[0].square().mean(), made.changed()))
     made.end()
@@ -348,7 +358,7 @@ def test_a_generator_goes_on_from_the_last_round_or_begins_anew(kind: str, goes_
 def test_a_generator_s_gradient_is_clipped() -> None:
     network = GeneratorNetwork(latent=4, width=2)
     plan = Generators(network=network, lr=0.1, clip_norm=0.5)
-    made = parametrisation(plan, (1, 8, 8), NORMALISATION, torch.zeros(()))
+    made = parametrisation(plan, (1, 8, 8), NORMALISATION, NET)
     made.begin(draw(4))
     made.step([torch.full_like(held, 3.0) for held in made.changed()])
     norm = torch.stack([held.grad.norm() for held in made.changed()]).norm()  # type: ignore[union-attr]
@@ -358,7 +368,7 @@ def test_a_generator_s_gradient_is_clipped() -> None:
 def test_a_generator_s_rate_falls_to_nothing_over_the_rounds_that_it_is_annealed_over() -> None:
     network = GeneratorNetwork(latent=4, width=2)
     plan = Generators(network=network, lr=0.1, annealed_over=4)
-    made = parametrisation(plan, (1, 8, 8), NORMALISATION, torch.zeros(()))
+    made = parametrisation(plan, (1, 8, 8), NORMALISATION, NET)
     moved = []
     for occasion in range(6):
         before = [held.detach().clone() for held in made.changed()]
@@ -374,7 +384,7 @@ def test_a_generator_s_rate_falls_to_nothing_over_the_rounds_that_it_is_annealed
 
 def test_an_ensemble_shares_the_rows_of_a_batch() -> None:
     plan = Generators(network=GeneratorNetwork(latent=4, width=2), lr=0.1, count=2)
-    made = parametrisation(plan, (1, 8, 8), NORMALISATION, torch.zeros(()))
+    made = parametrisation(plan, (1, 8, 8), NORMALISATION, NET)
     here = draw(6)
     made.begin(here)
     assert [len(part) for part in made.pictures()] == [3, 3]
@@ -384,6 +394,6 @@ def test_an_ensemble_shares_the_rows_of_a_batch() -> None:
 
 
 def test_pixels_alone_make_no_further_pictures() -> None:
-    made = parametrisation(Pixels(lr=0.1), (1, 8, 8), NORMALISATION, torch.zeros(()))
+    made = parametrisation(Pixels(lr=0.1), (1, 8, 8), NORMALISATION, NET)
     with pytest.raises(RuntimeError, match="keep those of each round in a pool"):
         made.sample(draw(2))

@@ -42,6 +42,8 @@ from tests.kdcore.datafree_toys import (
     trained_teacher,
 )
 
+OFFLINE = [name for name, one in PRESETS.items() if isinstance(one.schedule, Offline)]
+
 
 def synthesizer(method: Method, teacher: Tapped | None = None, seed: int = 0) -> Synthesizer:
     return Synthesizer(
@@ -55,14 +57,16 @@ def synthesizer(method: Method, teacher: Tapped | None = None, seed: int = 0) ->
 
 
 def made_offline(method: Method, *, seed: int = 0, shard: int = 0) -> TransferSet:
+    teacher = trained_teacher()
     return transfer_set(
-        trained_teacher(),
+        teacher,
         method,
         shape=SHAPE,
         normalisation=NORMALISATION,
         count=BATCH + 8,
         seed=seed,
         shard=shard,
+        records=real_records(teacher),
     )
 
 
@@ -300,8 +304,9 @@ def test_a_random_student_does_not_yet_compete() -> None:
     assert "competition" in made.round().parts
 
 
-def test_a_transfer_set_is_a_function_of_seed_and_shard_alone() -> None:
-    method = toy("zskd")
+@pytest.mark.parametrize("name", OFFLINE)
+def test_a_transfer_set_is_a_function_of_seed_and_shard_alone(name: str) -> None:
+    method = toy(name)
     first = made_offline(method)
     torch.manual_seed(99), np.random.seed(99), random.seed(99)
     assert bits(made_offline(method).image) == bits(first.image)

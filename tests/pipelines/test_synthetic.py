@@ -37,7 +37,10 @@ ONLINE = [name for name, one in PRESETS.items() if not isinstance(one.schedule, 
 SMALL = {"network": {"latent": 8, "width": 4}}
 BATCH = 16
 # LayerNorm, not BatchNorm, whose statistics each worker has of its own rows
-VIT = {"name": "timm/test_vit", "params": {"img_size": 8, "patch_size": 4}}
+WITHOUT_BATCH_NORM: dict[str, dict[str, Any]] = {
+    "vit": {"name": "timm/test_vit", "params": {"img_size": 8, "patch_size": 4}},
+    "convnext": {"name": "timm/test_convnext", "params": {"patch_size": 1}},
+}
 
 
 @pytest.fixture(autouse=True)
@@ -235,7 +238,7 @@ def test_pictures_are_drawn_now_and_then_and_logged_as_an_artifact(tmp_path: Pat
 
 @pytest.mark.usefixtures("local_ray")
 def test_two_ray_workers_invent_and_train_as_one_process(tmp_path: Path) -> None:
-    content = {**content_of(tmp_path, "dfq"), "student": VIT, "epochs": 2}
+    content = {**content_of(tmp_path, "dfq"), "student": WITHOUT_BATCH_NORM["vit"], "epochs": 2}
     run = validated(RunConfig, content, where="toy")
     pair = changed(run, {"workers": 2})
     together = train_on_workers(pair, inputs_of(pair), no_word)
@@ -300,11 +303,13 @@ def test_the_teacher_must_be_live_and_precise(
         validated(RunConfig, content, where="toy")
 
 
-def test_a_teacher_without_batch_norm_is_told_which_methods_work(tmp_path: Path) -> None:
-    content = content_of(tmp_path, "cmi")
-    net = build_network(ModelConfig(**VIT), num_classes=10, in_channels=1)
-    save_weights(net.state_dict(), tmp_path / "vit.safetensors")
-    content["teacher"] = {**VIT, "weights": str(tmp_path / "vit.safetensors"), "source": "live"}
+@pytest.mark.parametrize("name", WITHOUT_BATCH_NORM)
+def test_a_teacher_without_batch_norm_is_told_which_methods_work(name: str, tmp_path: Path) -> None:
+    content, model = content_of(tmp_path, "cmi"), WITHOUT_BATCH_NORM[name]
+    weights = tmp_path / f"{name}.safetensors"
+    net = build_network(ModelConfig(**model), num_classes=10, in_channels=1)
+    save_weights(net.state_dict(), weights)
+    content["teacher"] = {**model, "weights": str(weights), "source": "live"}
     run = validated(RunConfig, content, where="toy")
     with pytest.raises(
         ValueError, match=r"synthetic.cmi: .* has no such layer; .* without: dafl, zskt$"

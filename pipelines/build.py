@@ -35,6 +35,8 @@ from pipelines.views import normalised
 def checked(run: RunConfig) -> Pictures:
     """The run's training pictures, once networks, weights and losses have been seen to fit them."""
     pictures = read_pictures(run.data, "train")
+    if run.data.test is not None:
+        _check_test(read_pictures(run.data, "test"), pictures)
     build_step(run, pictures)
     Reader(run, pictures)
     for label, teacher in run.teachers.items():
@@ -48,6 +50,16 @@ def checked(run: RunConfig) -> Pictures:
     if run.synthetic is not None:
         _check_synthetic(run, pictures)
     return pictures
+
+
+def _check_test(test: Pictures, pictures: Pictures) -> None:
+    """That another dataset's test part is of the same classes and shape."""
+    here, there = (
+        f"{held.num_classes} classes of shape {tuple(held.image.shape[1:])}"
+        for held in (test, pictures)
+    )
+    if here != there:
+        raise ValueError(f"data.test has {here}, and the training pictures {there}")
 
 
 def _check_synthetic(run: RunConfig, pictures: Pictures) -> None:

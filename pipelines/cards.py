@@ -50,7 +50,7 @@ def _numbers(ranking: Ranking) -> Iterator[str]:
             "(paired t-test over seeds, Holm's correction)."
         )
     tested = ", ".join(f"{name} {value:.4f}" for name, value in ranking.test.items())
-    yield f"* Test, seen once: {tested}."
+    yield f"* Test, seen once: {tested or 'none, the data have no test part'}."
     cost = first.cost
     yield (
         f"* {cost.parameters:,} parameters, {cost.flops:,} floating-point operations and "

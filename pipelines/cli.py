@@ -194,7 +194,8 @@ def synthesize(
     with Bars() as watch:
         folder = jobs.synthesize(loaded, watch=watch, tracker=Tracker(), verbose=verbose)
     say(f"{loaded.count} pictures by {loaded.method}: {folder}")
-    say(f"train on them with `data: {{name: parquet, root: {folder}}}`")
+    say(f"train on them with `data: {{name: parquet, root: {folder}}}`, and to test the students")
+    say("on real pictures say whose: `data: {..., test: {name: NAME, root: FOLDER}}`")
 
 
 @app.command()
@@ -219,6 +220,10 @@ def evaluate(
         measured = evaluated(run, result)
     else:
         measured = jobs.tested(run, jobs.trained_student(run, result))
+    if not measured:
+        raise ValueError(
+            f"{config}: the data have no test part; name a dataset that has by `data.test`"
+        )
     for name, value in measured.items():
         say(f"{name} {value:.4f}")
 

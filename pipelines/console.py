@@ -189,6 +189,9 @@ def print_outcome(name: str, metric: str, outcome: Outcome) -> None:
 
 
 def _print_test(outcome: Outcome) -> None:
+    if not outcome.test:
+        say("not tested: the data have no test part; name a dataset that has by `data.test`")
+        return
     if "test/top1" not in outcome.test:
         shown = [f"{name.removeprefix('test/')} {held:.4g}" for name, held in outcome.test.items()]
         say(f"test data, seen once: {', '.join(shown)}")

@@ -13,6 +13,7 @@ from pipelines.digests import digest, file_digest
 if TYPE_CHECKING:
     from pipelines.config import RunConfig
 
+_NO_MATTER_OF_DATA = {"download", "spool", "test"}
 _NO_MATTER = {"name", "runs", "caches", "save_every", FLAG}
 
 
@@ -40,7 +41,7 @@ def identity_of(run: RunConfig) -> str:
 
 
 def _of_data(data: DataConfig, content: Mapping[str, Any]) -> dict[str, Any]:
-    kept = {key: value for key, value in content.items() if key not in ("download", "spool")}
+    kept = {key: value for key, value in content.items() if key not in _NO_MATTER_OF_DATA}
     for key in LATER:
         if kept[key] == DataConfig.model_fields[key].default:
             del kept[key]

@@ -33,7 +33,7 @@ from pipelines.generative.inputs import GenerativeInputs
 from pipelines.loop import Metrics, evaluate, pick_device
 from pipelines.models import Served, load_weights
 from pipelines.runs import Run
-from pipelines.sources import Pictures, read_pictures, split
+from pipelines.sources import Pictures, has_test_part, read_pictures, split
 from pipelines.synthesize import is_made, sample_of_shard, teacher_of, write_transfer_set
 from pipelines.synthetic import sample_of
 from pipelines.tracking import TrackedInput, TrackedRun, Tracker
@@ -309,7 +309,9 @@ def matched_student(run: RunConfig, result: Finished, inputs: Inputs) -> Matched
 
 
 def tested(run: RunConfig, net: nn.Module) -> Metrics:
-    """A network's metrics on the test split, which nothing else looks at."""
+    """A network's metrics on the test part, which nothing else looks at; {} where there is none."""
+    if not has_test_part(run.data):
+        return {}
     pictures, device = read_pictures(run.data, "test"), pick_device()
     network = freeze(Tapped(net)).to(device)
     return evaluate(network, whole(run, pictures), device=device, prefix="test")

@@ -51,15 +51,26 @@ _DECIDES_PIXELS = {
 def read_pictures(data: DataConfig, part: Part) -> Pictures:
     """The training or the test part of a dataset.
 
+    The test part may be another dataset's (``data.test``), prepared as the training pictures are.
+
     Raises ValueError for an unknown dataset, for a root that does not hold it, for pictures of
     different sizes where no ``size`` is given, and, naming the place, for one that does not decode.
     """
+    if part == "test" and data.test is not None:
+        data = data.model_copy(update={"name": data.test.name, "root": data.test.root})
     identity = data.model_dump(include=_DECIDES_PIXELS)
     pictures = _read_once(DataConfig(**identity), part)
     if data.limit is None or part == "test":
         return pictures
     first = slice(data.limit)
     return replace(pictures, image=pictures.image[first], label=pictures.label[first])
+
+
+def has_test_part(data: DataConfig) -> bool:
+    """Whether a student can be tested: files of Parquet may be for training alone."""
+    if data.test is not None or data.name != "parquet":
+        return True
+    return data.root is not None and any(data.root.glob("test*.parquet"))
 
 
 @lru_cache(maxsize=2)  # a run, its teacher's run and the trials' checks read the same pictures

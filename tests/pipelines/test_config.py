@@ -588,7 +588,7 @@ OTHER_TEACHER = {
 }
 NO_MATTER = {
     *("name", "runs", "caches", "save_every", "allow_custom_losses"),
-    *("data.download", "data.spool"),
+    *("data.download", "data.spool", "data.test"),
 }
 # what tells several teachers apart says nothing of one
 ONE_TEACHER = {
@@ -727,7 +727,9 @@ def identity_before_lists(run: RunConfig) -> str:
     late = ("synthetic", "save_every", "allow_custom_losses", "min_workers")
     for key in ("name", "runs", "caches", "ensemble", *late):
         del content[key]
-    del content["data"]["download"], content["data"]["spool"], content["diagnostics"]["teacher"]
+    for key in ("download", "spool", "test"):
+        del content["data"][key]
+    del content["diagnostics"]["teacher"]
     for key in ("classes", "classes_seed", "on_bad_image"):
         del content["data"][key]
     content["losses"] = {label: content["losses"][label] for label in run.active}

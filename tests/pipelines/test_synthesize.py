@@ -20,12 +20,17 @@ from kdcore.datafree.presets import PRESETS
 from kdcore.models import convnet
 from pipelines import synthesize
 from pipelines.build import build_teacher
+from pipelines.cache.inspection import caches_in, inspected
+from pipelines.cache.storage import store_at
 from pipelines.cli import app
 from pipelines.config import RunConfig
 from pipelines.datasets import DataConfig
+from pipelines.loading import load
 from pipelines.sources import read_pictures
+from pipelines.space import SweepConfig
 from pipelines.strict import validated
-from pipelines.tracking import store_uri
+from pipelines.sweep import sweep
+from pipelines.tracking import Tracker, store_uri
 from pipelines.train import Inputs, Teacher, train_here
 from pipelines.transfer import DONE, MANIFEST, TransferConfig
 from pipelines.views import normalised
@@ -241,6 +246,36 @@ def test_a_set_of_every_offline_method_is_what_a_run_is_trained_on(
     result = train_here(run, Inputs(pictures, {label: held}), lambda metrics: None)
     losses = [told["train/loss"] for told in result.history]
     assert losses[1] < losses[0]
+
+
+@pytest.mark.parametrize("test", [None, {"name": "digits"}], ids=["untested", "tested on digits"])
+def test_a_set_is_cached_and_swept_like_any_other_dataset(
+    test: dict[str, str] | None, content: dict[str, Any]
+) -> None:
+    torch.manual_seed(0)
+    save_file(convnet(10, 1, width=4).state_dict(), "teacher.safetensors")
+    folder = write(config(content, num_classes=10, count=32))
+    base = {
+        "student": {"name": "convnet", "params": {"width": 3}},
+        "teacher": content["teacher"],
+        "data": {"name": "parquet", "root": str(folder), "validation": 0.5, "test": test},
+        "epochs": 1,
+        "batch_size": 8,
+        "losses": {"kd": {}},
+    }
+    space = {"losses.kd.params.temperature": {"grid": [1.0, 4.0]}}
+    Path("sweep.yaml").write_text(yaml.safe_dump({"base": base, "space": space, "seeds": 2}))
+    asked = load(Path("sweep.yaml"))
+    assert isinstance(asked, SweepConfig)
+    outcome = sweep(asked, watch=lambda *_: None, tracker=Tracker(), verbose=False)
+    assert [len(row.values) for row in outcome.rows] == [2, 2]
+    assert not outcome.failed
+    (cache,) = caches_in(store_at(asked.base.caches))  # of which all four trials are
+    assert {column.rows for column in inspected(cache).columns} == {32}
+    assert ("test/top1" in outcome.test) == (test is not None)
+    said = CliRunner().invoke(app, ["evaluate", "sweep.yaml"])
+    assert ("test/top1" in said.output) == (test is not None), said.output
+    assert test or "have no test part; name a dataset" in said.output
 
 
 def test_the_command_makes_a_set_and_logs_it(

@@ -1,0 +1,61 @@
+"""The networks that data-free methods are compared on: few parameters, BatchNorm, one classifier.
+
+56,000 and 61,000 parameters teach 3,600 and 8,600, about as many as those of the specification's
+sketch. Pictures of 28 pixels get a fourth convolution, of 8 pixels they have no use for one.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Plain:
+    """3x3 convolutions with BatchNorm and ReLU, average pool, classifier."""
+
+    widths: Sequence[int]
+    strides: Sequence[int]
+
+    def build(self, num_classes: int) -> nn.Module:
+        blocks = zip((1, *self.widths), self.widths, self.strides, strict=False)
+        body = [(f"block{i}", _block(*sizes)) for i, sizes in enumerate(blocks, start=1)]
+        head = [
+            ("pool", nn.AdaptiveAvgPool2d(1)),
+            ("flatten", nn.Flatten()),
+            ("classifier", nn.Linear(self.widths[-1], num_classes)),
+        ]
+        net = nn.Sequential(OrderedDict([*body, *head]))
+        return net.to(memory_format=torch.channels_last)  # takes a third less time on a CPU
+
+
+def _block(in_channels: int, out_channels: int, stride: int) -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False),
+        nn.BatchNorm2d(out_channels),
+        nn.ReLU(inplace=True),
+    )
+
+
+_OF_8, _OF_28 = (1, 2, 2), (1, 2, 2, 1)
+NETWORKS: Mapping[str, Mapping[str, Plain]] = {
+    "digits": {
+        "teacher": Plain((25, 50, 100), _OF_8),
+        "student": Plain((6, 12, 24), _OF_8),
+    },
+    "FashionMNIST": {
+        "teacher": Plain((16, 32, 64, 64), _OF_28),
+        "student": Plain((8, 16, 16, 32), _OF_28),
+    },
+}
+DATA = tuple(NETWORKS)
+
+
+def layers_of(data: str) -> Mapping[str, str]:
+    """Every block of the student, and the teacher's beside it."""
+    names = [f"block{i}" for i in range(1, len(NETWORKS[data]["student"].widths) + 1)]
+    return dict(zip(names, names, strict=True))

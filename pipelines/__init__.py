@@ -6,7 +6,7 @@ import os
 _SETTINGS = {
     "RAY_AUTH_MODE": "token",  # said, not left to what a home directory happens to hold
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # workers stay in the folder where `kd` was started
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # `cluster.work_in` says where workers work
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",

@@ -7,7 +7,8 @@ import math
 import os
 import secrets
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
+from pathlib import Path
 
 import ray
 
@@ -75,6 +76,15 @@ def _silent_stderr() -> Iterator[None]:
     finally:
         os.dup2(kept, 2)
         os.close(kept)
+
+
+def work_in(folder: Path) -> None:
+    """Go where the driver is, on a node that has that folder: a run's relative paths are of it.
+
+    The workers of a cluster that stood before start where its nodes were started.
+    """
+    with suppress(FileNotFoundError):
+        os.chdir(folder)
 
 
 def num_cores() -> int:

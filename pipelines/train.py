@@ -27,7 +27,7 @@ from kdcore.rows import num_workers
 from kdcore.taps import Tapped
 from kdcore.types import Classifier
 from pipelines.build import build_step
-from pipelines.cluster import num_cores, worker_resources, workers_at_once
+from pipelines.cluster import num_cores, work_in, worker_resources, workers_at_once
 from pipelines.config import RunConfig
 from pipelines.data import Reader, TeacherRows
 from pipelines.digests import plain
@@ -236,7 +236,7 @@ def _trainer(run: Run, inputs: ray.ObjectRef, callback: UserCallback) -> TorchTr
     resources = worker_resources()
     return TorchTrainer(
         _worker,
-        train_loop_config={"run": plain(run), "inputs": [inputs]},
+        train_loop_config={"run": plain(run), "inputs": [inputs], "folder": Path.cwd()},
         torch_config=TorchConfig(backend="nccl" if "GPU" in resources else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=(run.min_workers, run.workers) if run.min_workers else run.workers,
@@ -313,6 +313,7 @@ class _Forward(UserCallback):
 
 
 def _worker(config: dict[str, Any]) -> None:
+    work_in(config["folder"])
     context = ray.train.get_context()
     run, held = run_of(config["run"]), config["inputs"][0]
     inputs: RunInputs = ray.get(held)

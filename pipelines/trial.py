@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
@@ -14,6 +13,7 @@ import torch
 from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
+from pipelines.cluster import work_in
 from pipelines.config import RunConfig
 from pipelines.loop import Metrics
 from pipelines.sharing import inputs_key
@@ -30,7 +30,7 @@ def run_trial(
     threads: int,
 ) -> None:
     """One trial, in an actor that is used again for the next; ``folder`` is the driver's."""
-    os.chdir(folder)  # of Tune's own no path of the configuration holds, and a run is its weights'
+    work_in(folder)
     torch.set_num_threads(threads)
     run = sweep.run(changes_of(config))
     reference = references[inputs_key(run)]

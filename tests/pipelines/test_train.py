@@ -17,7 +17,7 @@ from pipelines.generative.inputs import GenerativeInputs
 from pipelines.generative.models import build_model
 from pipelines.loading import load
 from pipelines.loop import BEST, LAST, STATE, Metrics
-from pipelines.models import save_weights
+from pipelines.models import build_network, save_weights
 from pipelines.sources import read_pictures
 from pipelines.space import changed
 from pipelines.strict import validated
@@ -66,6 +66,9 @@ def test_a_finished_run_is_found_by_its_folder(run: RunConfig) -> None:
 @pytest.mark.usefixtures("local_ray")
 def test_two_ray_workers_train_what_one_process_trains(run: RunConfig) -> None:
     told: list[Metrics] = []
+    net = build_network(run.student, num_classes=10, in_channels=1)
+    save_weights(net.state_dict(), Path("start.safetensors"))  # Ray was started elsewhere
+    run = changed(run, {"student.weights": "start.safetensors"})
     pair = changed(run, {"workers": 2, "save_every": 3})
     together = train_on_workers(pair, inputs_of(run), told.append)
     alone = train_here(run, inputs_of(run), no_word)

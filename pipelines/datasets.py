@@ -17,7 +17,7 @@ LATER = ("classes", "classes_seed", "on_bad_image")
 SHARED = ("name", "root", "size", *LATER, "limit", "validation", "split_seed", "mean", "std")
 
 
-class TestedOn(Strict):
+class OtherData(Strict):
     """Whose test part a student is tested on, where its training data have none of their own."""
 
     name: str
@@ -43,7 +43,7 @@ class DataConfig(Strict):
     augment: AugmentConfig = AugmentConfig()
     mean: tuple[float, ...] = (0.5,)
     std: tuple[PositiveFloat, ...] = (0.25,)
-    test: TestedOn | None = None  # another dataset's test part: a transfer set has none
+    test: OtherData | None = None  # another dataset's test part: a transfer set has none
     spool: Path | None = None  # where rows are unpacked that are more than the memory holds
 
     @model_validator(mode="after")

@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from kdcore.losses import LOSSES, Stateful
 from kdcore.schedules import Cosine, Warmup
 from kdcore.step import DistillStep
 from kdcore.types import Batch
-from pipelines.build import build_step, build_student, build_teacher
+from pipelines.build import build_step, build_student, build_teacher, checked
 from pipelines.config import RunConfig, TeacherConfig
 from pipelines.models import build_network, save_weights
 from pipelines.sources import Pictures
@@ -131,6 +132,17 @@ def test_networks_that_cannot_be_built_are_refused_by_place() -> None:
         step_of({"ce": {}}, student=model)
     with pytest.raises(ValueError, match=r"^teacher: student: unknown parameter of network"):
         step_of({"kd": {}}, teacher={"run": {**BASE, "student": model}})
+
+
+def test_a_test_part_of_other_pictures_is_refused_before_training(tmp_path: Path) -> None:
+    (tmp_path / "train").mkdir()
+    for number in range(2):
+        (tmp_path / "train" / f"class{number}").mkdir()
+        Image.new("L", (8, 8)).save(tmp_path / "train" / f"class{number}" / "a.png")
+    data = {"name": "folder", "root": str(tmp_path), "test": {"name": "digits"}}
+    run = run_of({"ce": {}}, teacher=None, data=data)
+    with pytest.raises(ValueError, match=r"^data.test has 10 classes .*, and the .* 2 classes of"):
+        checked(run)
 
 
 @pytest.mark.parametrize("label", ["values", "train", "type", "training", "loss", "top1"])

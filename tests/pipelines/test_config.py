@@ -707,7 +707,7 @@ def test_every_leaf_of_the_steps_schedule_changes_the_identity(leaf: str, value:
 def test_name_and_places_do_not_change_the_identity(leaf: str) -> None:
     run = run_of(teacher={"run": TOY}, losses={"kd": {}})
     values = {"data.download": True, "allow_custom_losses": True, "save_every": 7}
-    other = values.get(leaf, "other")
+    other = values.get(leaf, {"name": "SVHN"} if leaf == "data.test" else "other")
     assert changed(run, {leaf: other}).identity == run.identity
     assert changed(run, {f"teacher.run.{leaf}": other}).identity == run.identity
     assert len(run.identity) == 12

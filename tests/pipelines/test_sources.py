@@ -18,8 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipelines.datasets import DataConfig
-from pipelines.sources import Part, Pictures, read_pictures, split
+from pipelines.datasets import DataConfig, OtherData
+from pipelines.sources import Part, Pictures, has_test_part, read_pictures, split
 
 KD_DATA = Path(os.environ.get("KD_DATA", Path(__file__).parents[3] / "shared" / "data"))
 
@@ -279,6 +279,16 @@ def test_a_limit_takes_the_first_training_rows_only() -> None:
     np.testing.assert_array_equal(pictures.label, read("digits").label[:25])
     assert pictures.num_classes == 10
     assert len(read("digits", part="test", limit=25).label) == 359
+
+
+def test_the_test_part_may_be_another_dataset_s_and_training_stays(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "train.parquet", [encoded(picture) for picture in GREY], LABELS)
+    here = DataConfig(name="parquet", root=tmp_path)
+    there = DataConfig(name="parquet", root=tmp_path, test=OtherData(name="digits"))
+    assert [has_test_part(data) for data in (here, there)] == [False, True]
+    tested = read_pictures(there, "test")
+    np.testing.assert_array_equal(tested.image, read("digits", part="test").image)
+    np.testing.assert_array_equal(read_pictures(there, "train").image, channels_first(GREY))
 
 
 def test_the_digest_changes_with_one_pixel_one_label_and_the_shape() -> None:

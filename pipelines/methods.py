@@ -54,8 +54,7 @@ class SyntheticConfig(Strict):
     @property
     def plan(self) -> Method:
         """The method with its changes."""
-        method: Method = changed_plan(PRESETS[self.method], self.change, ("change",))
-        return method
+        return changed_method(self.method, self.change)
 
     @property
     def batch_size(self) -> int:
@@ -116,6 +115,12 @@ def _named(*, online: bool) -> str:
     return ", ".join(
         name for name, one in PRESETS.items() if isinstance(one.schedule, Offline) is not online
     )
+
+
+def changed_method(name: str, change: Mapping[str, Any]) -> Method:
+    """A published method with other values, ``change`` of the YAML; errors of ``changed_plan``."""
+    method: Method = changed_plan(PRESETS[name], change, ("change",))
+    return method
 
 
 def changed_plan(held: Any, changes: Any, above: tuple[str, ...]) -> Any:

@@ -22,7 +22,7 @@ from kdcore.datafree.targets import RecordedActivations
 from pipelines.config import TeacherConfig
 from pipelines.datasets import DataConfig
 from pipelines.digests import digest
-from pipelines.methods import changed_plan, offline_names
+from pipelines.methods import changed_method, offline_names
 from pipelines.strict import Strict
 
 # In the folder of a set: what it is of, and that every file is there.
@@ -78,8 +78,7 @@ class TransferConfig(Strict):
     @property
     def plan(self) -> Method:
         """The method with its changes."""
-        method: Method = changed_plan(PRESETS[self.method], self.change, ("change",))
-        return method
+        return changed_method(self.method, self.change)
 
     @property
     def identity_content(self) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from pipelines.datasets import DataConfig
 from pipelines.decoding import Encoded, num_labels
-from pipelines.transfer import DONE, MANIFEST
+from pipelines.transfer_sets import DONE, invented
 
 Part = Literal["train", "test"]
 LABELS = ("label", "labels", "fine_label")  # as Hugging Face's datasets call them
@@ -41,15 +41,14 @@ def _transfer_classes(root: Path) -> int:
 
     Raises ValueError for a set that is not finished.
     """
-    manifest = root / MANIFEST
-    held = json.loads(manifest.read_text()) if manifest.is_file() else {}
-    if not {"teacher_digest", "num_classes"} <= held.keys():
+    made = invented(root)
+    if made is None:
         return 0
     if not (root / DONE).is_file():
         raise ValueError(
             f"{root} is an unfinished transfer set: it has no {DONE}; run `kd synthesize` again"
         )
-    return int(held["num_classes"])
+    return made.num_classes
 
 
 def _huggingface(data: DataConfig, part: Part) -> Encoded:

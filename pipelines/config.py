@@ -23,7 +23,7 @@ from kdcore.checks import unknown_name
 from kdcore.taps import EMBEDDING
 from kdcore.teachers import Ensemble
 from pipelines.custom_losses import FLAG, is_custom, loss_line
-from pipelines.datasets import SHARED, DataConfig
+from pipelines.datasets import DataConfig, compared
 from pipelines.digests import file_digest
 from pipelines.formats import LogitsFormat, TopConfig
 from pipelines.identity import identity_of
@@ -269,12 +269,11 @@ class RunConfig(Strict):
         return self
 
     def _sees_what_its_teacher_saw(self, label: str, theirs: DataConfig) -> None:
-        for key in SHARED:
-            if getattr(self.data, key) != getattr(theirs, key):
+        for key, here, there in compared(self.data, theirs):
+            if here != there:
                 raise ValueError(
-                    f"data.{key} is {getattr(self.data, key)!r} and the {self.called(label)}'s "
-                    f"run has {getattr(theirs, key)!r}; they must be the same "
-                    f"(teacher.run.data.{key})"
+                    f"data.{key} is {here!r} and the {self.called(label)}'s run has {there!r}; "
+                    f"they must be the same (teacher.run.data.{key})"
                 )
 
     @property

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from pipelines.augment import AugmentConfig
 from pipelines.strict import Strict
+from pipelines.transfer_sets import invented
 
 # fields that came later, whose default is what there was before
 LATER = ("classes", "classes_seed", "on_bad_image")
@@ -51,3 +53,25 @@ class DataConfig(Strict):
         if self.augment != AugmentConfig() and self.views == 0:
             raise ValueError("augment changes views, and there are none: give data.views")
         return self
+
+
+def compared(data: DataConfig, teacher: DataConfig) -> Iterator[tuple[str, Any, Any]]:
+    """What a run's data must have in common with those of its teacher's run: key, own, teacher's.
+
+    The pictures of a transfer set are nobody's validation pictures: they only have to be as large,
+    and normalised as, what the teacher has seen. Of a folder that is not there yet nothing is
+    known; whoever reads it says so.
+    """
+    made = invented(data.root) if data.name == "parquet" else None
+    if made is not None:
+        yield "size", data.size or made.size, teacher.size or made.size
+        yield from ((key, getattr(data, key), getattr(teacher, key)) for key in ("mean", "std"))
+    elif not _may_be_invented(data, teacher):
+        yield from ((key, getattr(data, key), getattr(teacher, key)) for key in SHARED)
+
+
+def _may_be_invented(data: DataConfig, teacher: DataConfig) -> bool:
+    """Whether it may become the folder of a transfer set: another than the teacher's, not there."""
+    there = data.root is not None and data.root.is_dir()
+    another = (data.name, data.root) != (teacher.name, teacher.root)
+    return data.name == "parquet" and another and not there

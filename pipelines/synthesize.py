@@ -27,7 +27,8 @@ from pipelines.cluster import worker_resources, workers_at_once
 from pipelines.models import weights_digest
 from pipelines.samples import grid, png, put
 from pipelines.sources import Pictures, read_pictures
-from pipelines.transfer import DONE, MANIFEST, TransferConfig
+from pipelines.transfer import TransferConfig
+from pipelines.transfer_sets import DONE, MANIFEST
 from pipelines.views import normalised
 
 SCHEMA_VERSION = 1

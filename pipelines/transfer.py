@@ -25,9 +25,6 @@ from pipelines.digests import digest
 from pipelines.methods import changed_method, offline_names
 from pipelines.strict import Strict
 
-# In the folder of a set: what it is of, and that every file is there.
-MANIFEST, DONE = "manifest.json", "_SUCCESS"
-
 
 class TransferConfig(Strict):
     """Pictures that a teacher's weights imply, with its answers: data for a run without data."""

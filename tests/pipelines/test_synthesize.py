@@ -25,14 +25,15 @@ from pipelines.cache.storage import store_at
 from pipelines.cli import app
 from pipelines.config import RunConfig
 from pipelines.datasets import DataConfig
-from pipelines.loading import load
+from pipelines.loading import load, load_transfer
 from pipelines.sources import read_pictures
 from pipelines.space import SweepConfig
 from pipelines.strict import validated
 from pipelines.sweep import sweep
 from pipelines.tracking import Tracker, store_uri
 from pipelines.train import Inputs, Teacher, train_here
-from pipelines.transfer import DONE, MANIFEST, TransferConfig
+from pipelines.transfer import TransferConfig
+from pipelines.transfer_sets import DONE, MANIFEST
 from pipelines.views import normalised
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -300,3 +301,28 @@ def test_the_command_makes_a_set_and_logs_it(
     wrong = CliRunner().invoke(app, ["synthesize", "set.yaml", "--set", "method=cmi"])
     assert wrong.exit_code == 2
     assert "has no transfer set" in wrong.output
+
+
+def test_a_student_of_the_teacher_s_run_learns_from_its_set_and_is_tested_on_real_pictures(
+    toy_run: Path, workdir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    teacher = {"run": str(toy_run.with_name("toy_teacher.yaml"))}
+    made = {"method": "noise", "shape": [1, 8, 8], "num_classes": 10, "count": 64}
+    Path("set.yaml").write_text(yaml.safe_dump({"teacher": teacher, **made}))
+    folder = load_transfer(Path("set.yaml")).folder
+    student = {
+        "student": {"name": "convnet", "params": {"width": 3}},
+        "teacher": teacher,
+        "data": {"name": "parquet", "validation": 0.25, "views": 1, "test": {"name": "digits"}},
+        "epochs": 1,
+        "batch_size": 16,
+        "losses": {"kd": {}},
+    }
+    Path("run.yaml").write_text(yaml.safe_dump(student))
+    chosen = ["run.yaml", "--set", f"data.root={folder}"]
+    for words in (["synthesize", "set.yaml"], ["train", *chosen], ["evaluate", *chosen]):
+        done = CliRunner().invoke(app, words)
+        assert done.exit_code == 0, done.output
+    assert "test/top1" in done.output
+    assert str(folder) in CliRunner().invoke(app, ["synthesize", "set.yaml"]).output

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,11 @@ from safetensors.torch import save_file
 
 from kdcore.datafree.presets import PRESETS
 from kdcore.models import convnet
+from pipelines.config import RunConfig
 from pipelines.loading import load_transfer
 from pipelines.strict import validated
 from pipelines.transfer import TransferConfig
+from pipelines.transfer_sets import MANIFEST
 
 CONFIGS = Path(__file__).parents[2] / "pipelines" / "configs"
 
@@ -116,3 +119,51 @@ def test_a_teacher_that_is_a_run_has_its_normalisation(toy_run: Path, tmp_path: 
     assert loaded.plan.schedule.batch_size == 2
     with pytest.raises(ValueError, match=r"mean and std are \(0.1,\) and \(0.25,\), and the"):
         load_transfer(file, ["mean=[0.1]"])
+
+
+def student_of(root: Path, *, size: int | None, data: dict[str, Any]) -> RunConfig:
+    """A run on a folder of Parquet, whose teacher's run has digits of 16 x 16 pixels."""
+    net = {"student": {"name": "convnet"}, "epochs": 1}
+    theirs = {**net, "data": {"name": "digits", "size": size, "validation": 0.2}}
+    own = {"name": "parquet", "root": str(root), **data}
+    content = {**net, "data": own, "losses": {"kd": {}}}
+    teacher = {"run": {**theirs, "losses": {"ce": {}}}}
+    return validated(RunConfig, {**content, "teacher": teacher}, where="here")
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Path:
+    """The folder of a set of which there is only the manifest."""
+    held = {"teacher_digest": "0" * 64, "num_classes": 10, "shape": [1, 16, 16]}
+    (tmp_path / MANIFEST).write_text(json.dumps(held))
+    return tmp_path
+
+
+@pytest.mark.parametrize("data", [{}, {"size": 16}, {"limit": 8, "split_seed": 3}])
+@pytest.mark.parametrize("size", [None, 16])
+def test_invented_pictures_are_nobody_s_validation_pictures(
+    data: dict[str, Any], size: int | None, made: Path
+) -> None:
+    assert student_of(made, size=size, data=data).data.root == made
+
+
+@pytest.mark.parametrize(
+    ("size", "data", "message"),
+    [
+        (8, {}, "data.size is 16 and the teacher's run has 8; they must be the same"),
+        (None, {"size": 8}, "data.size is 8 and the teacher's run has 16; they must be the same"),
+        (16, {"mean": [0.1]}, "data.mean is (0.1,) and the teacher's run has (0.5,)"),
+        (16, {"std": [0.1]}, "data.std is (0.1,) and the teacher's run has (0.25,)"),
+    ],
+)
+def test_invented_pictures_are_as_large_and_normalised_as_their_teacher_s(
+    size: int | None, data: dict[str, Any], message: str, made: Path
+) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        student_of(made, size=size, data=data)
+
+
+def test_a_folder_that_is_not_made_yet_waits_for_its_pictures(tmp_path: Path) -> None:
+    assert student_of(tmp_path / "later", size=16, data={}).data.size is None
+    with pytest.raises(ValueError, match=r"data.name is .parquet. and the teacher.s run has"):
+        student_of(tmp_path, size=16, data={})  # there, and no transfer set

@@ -66,8 +66,14 @@ def provenance(config: TransferConfig, teacher: Tapped) -> dict[str, Any]:
         "schema": SCHEMA_VERSION,
         "digest": config.identity,
         "teacher_digest": weights_digest(teacher.net),
+        "device": _device(),
         **config.identity_content,
     }
+
+
+def _device() -> str:
+    """The kind of device on which the actors compute: sums on another have other last bits."""
+    return "cuda" if "GPU" in worker_resources() else "cpu"
 
 
 def sample_of_shard(folder: Path, shard: int) -> Path:
@@ -139,7 +145,7 @@ def _made(
         max_task_retries=2,  # a shard that is made again is the same
     )(_Inventor)
     records = None if config.records is None else _records(config, teacher)
-    shared = ray.put(_Inputs(config, teacher.cpu(), records, json.dumps(origin, sort_keys=True)))
+    shared = ray.put(_Inputs(config, teacher.cpu(), records, origin))
     actors = [actor.remote(shared, config.folder.absolute()) for _ in range(size)]
     try:
         pool = ActorPool(actors)
@@ -158,7 +164,7 @@ class _Inputs:
     config: TransferConfig
     teacher: Tapped
     records: Records | None
-    origin: str  # the manifest; an actor need not find the files that it names
+    origin: dict[str, Any]  # the manifest; an actor need not find the files that it names
 
 
 class _Inventor:
@@ -167,39 +173,48 @@ class _Inventor:
     def __init__(self, inputs: _Inputs, folder: Path) -> None:
         torch.set_num_threads(1)  # sums in one order, whatever the machine
         self.inputs, self.folder = inputs, folder
+        device = torch.device(inputs.origin["device"])
+        self.teacher = inputs.teacher.to(device)
+        self.records = None if inputs.records is None else _moved(inputs.records, device)
 
     def make(self, shard: _Shard) -> tuple[int, Metrics]:
         config = self.inputs.config
         made = transfer_set(
-            self.inputs.teacher,
+            self.teacher,
             config.plan,
             shape=config.shape,
             normalisation=Normalisation(config.mean, config.std),
             count=shard.count,
             seed=config.seed,
             shard=shard.number,
-            records=self.inputs.records,
+            records=self.records,
         )
         if shard.number % config.samples_every == 0:
-            put(sample_of_shard(self.folder, shard.number), png(grid(made.image.numpy())))
+            put(sample_of_shard(self.folder, shard.number), png(grid(made.image.cpu().numpy())))
         put(shard.path(self.folder), self._file(made, shard))
         return shard.number, dict(made.metrics)
 
     def _file(self, made: TransferSet, shard: _Shard) -> bytes:
         rows = len(made.label)
-        image = [{"bytes": png(one), "path": None} for one in made.image.numpy()]
-        logits = pa.FixedShapeTensorArray.from_numpy_ndarray(made.logits.numpy())
+        image = [{"bytes": png(one), "path": None} for one in made.image.cpu().numpy()]
+        logits = pa.FixedShapeTensorArray.from_numpy_ndarray(made.logits.cpu().numpy())
         columns = {
             "image": pa.array(image, pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
-            "label": pa.array(made.label.numpy(), pa.int64()),
+            "label": pa.array(made.label.cpu().numpy(), pa.int64()),
             "logits": logits,
             "shard": pa.array(np.full(rows, shard.number), pa.int32()),
             "index": pa.array(np.arange(rows), pa.int32()),
         }
-        table = pa.table(columns).replace_schema_metadata({"kd": self.inputs.origin})
+        table = pa.table(columns).replace_schema_metadata(
+            {"kd": json.dumps(self.inputs.origin, sort_keys=True)}
+        )
         written = io.BytesIO()
         pq.write_table(table, written, compression="zstd", row_group_size=1024)
         return written.getvalue()
+
+
+def _moved(records: Records, device: torch.device) -> Records:
+    return Records(records.mean.to(device), records.covariance.to(device))
 
 
 def _records(config: TransferConfig, teacher: Tapped) -> Records:

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from kdcore.datafree.plans import Offline
 from kdcore.datafree.presets import PRESETS
+from kdcore.datafree.targets import Records
 from kdcore.models import convnet
 from pipelines import synthesize
 from pipelines.build import build_teacher
@@ -191,6 +192,26 @@ def test_a_folder_of_another_teacher_is_refused(content: dict[str, Any]) -> None
     manifest.write_text(json.dumps({**held, "teacher_digest": "0" * 64}))
     with pytest.raises(ValueError, match=r"of other pictures \(teacher_digest differ\)"):
         write(made)
+
+
+def test_a_set_that_was_begun_on_another_kind_of_device_is_refused(
+    content: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = config(content)
+    assert json.loads((write(made) / MANIFEST).read_text())["device"] == "cpu"
+    monkeypatch.setattr(synthesize, "worker_resources", lambda: {"CPU": 1, "GPU": 1})
+    with pytest.raises(ValueError, match=r"of other pictures \(device differ\)"):
+        write(made)
+
+
+def test_an_actor_computes_on_the_device_that_the_manifest_names(content: dict[str, Any]) -> None:
+    made = config(content)
+    teacher = synthesize.teacher_of(made, Path("teacher.safetensors"))
+    records = Records(torch.zeros(4, 4), torch.zeros(4, 4, 4))
+    inputs = synthesize._Inputs(made, teacher, records, {"device": "meta"})
+    actor = synthesize._Inventor(inputs, made.folder)
+    tensors = [*actor.teacher.state_dict().values(), actor.records.mean, actor.records.covariance]
+    assert {tensor.device.type for tensor in tensors} == {"meta"}
 
 
 def test_what_an_actor_cannot_do_is_said_in_one_line(content: dict[str, Any]) -> None:

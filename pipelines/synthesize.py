@@ -31,7 +31,7 @@ from pipelines.transfer import TransferConfig
 from pipelines.transfer_sets import DONE, MANIFEST
 from pipelines.views import normalised
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 SAMPLES = "samples"
 ROWS_OF_RECORDS = 256
 
@@ -197,7 +197,11 @@ class _Inventor:
     def _file(self, made: TransferSet, shard: _Shard) -> bytes:
         rows = len(made.label)
         image = [{"bytes": png(one), "path": None} for one in made.image.cpu().numpy()]
-        logits = pa.FixedShapeTensorArray.from_numpy_ndarray(made.logits.cpu().numpy())
+        num_classes = made.logits.shape[1]
+        # not Arrow's tensors, which Hugging Face's datasets refuse
+        logits = pa.FixedSizeListArray.from_arrays(
+            pa.array(made.logits.cpu().flatten().numpy()), num_classes
+        )
         columns = {
             "image": pa.array(image, pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
             "label": pa.array(made.label.cpu().numpy(), pa.int64()),
@@ -205,12 +209,31 @@ class _Inventor:
             "shard": pa.array(np.full(rows, shard.number), pa.int32()),
             "index": pa.array(np.arange(rows), pa.int32()),
         }
+        origin = {**self.inputs.origin, "shard": shard.number, "torch": torch.__version__}
+        metadata = {"kd": origin, "huggingface": _features(num_classes)}
         table = pa.table(columns).replace_schema_metadata(
-            {"kd": json.dumps(self.inputs.origin, sort_keys=True)}
+            {key: json.dumps(value, sort_keys=True) for key, value in metadata.items()}
         )
         written = io.BytesIO()
         pq.write_table(table, written, compression="zstd", row_group_size=1024)
         return written.getvalue()
+
+
+def _features(num_classes: int) -> dict[str, Any]:
+    """The columns as Hugging Face's datasets read them, which else see bytes and numbers."""
+    names = [str(number) for number in range(num_classes)]
+    features = {
+        "image": {"_type": "Image"},
+        "label": {"_type": "ClassLabel", "names": names},
+        "logits": {
+            "_type": "Sequence",
+            "feature": {"_type": "Value", "dtype": "float32"},
+            "length": num_classes,
+        },
+        "shard": {"_type": "Value", "dtype": "int32"},
+        "index": {"_type": "Value", "dtype": "int32"},
+    }
+    return {"info": {"features": features}}
 
 
 def _moved(records: Records, device: torch.device) -> Records:

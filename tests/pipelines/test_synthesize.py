@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -104,7 +105,7 @@ def test_the_pictures_are_an_ordinary_dataset_with_the_teacher_s_answers(
     image = normalised(torch.from_numpy(pictures.image), mean=made.mean, std=made.std)
     with torch.no_grad():
         said = teacher(image).logits
-    held = torch.from_numpy(table["logits"].combine_chunks().to_numpy_ndarray().copy())
+    held = torch.tensor(table["logits"].to_pylist())
     torch.testing.assert_close(held, said)
     np.testing.assert_array_equal(table["label"].to_numpy(), pictures.label)
     assert np.bincount(pictures.label).min() >= COUNT // 4 - 2
@@ -118,13 +119,26 @@ def test_where_the_pictures_come_from_is_written_beside_and_inside_them(
     folder = write(made)
     manifest = json.loads((folder / MANIFEST).read_text())
     inside = pq.read_schema(folder / "train-00002.parquet").metadata[b"kd"]
-    assert json.loads(inside) == manifest
+    assert json.loads(inside) == {**manifest, "shard": 2, "torch": torch.__version__}
     assert manifest["method"] == "deepinversion"
     assert manifest["plan"]["schedule"] == {"batch_size": 8, "steps": 6}
     assert manifest["seed"] == 5
     assert len(manifest["teacher_digest"]) == 64
     listed = json.loads((folder / DONE).read_text())
     assert [one["rows"] for one in listed.values()] == [8, 8, 8, 8, 8, 2]
+
+
+def test_hugging_face_s_datasets_read_pictures_classes_and_answers(content: dict[str, Any]) -> None:
+    schema = pq.read_schema(write(config(content, count=8)) / "train-00000.parquet")
+    features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
+    assert set(features) == set(schema.names)
+    assert features["image"] == {"_type": "Image"}
+    assert features["label"] == {"_type": "ClassLabel", "names": ["0", "1", "2", "3"]}
+    # a feature counts only where it is of its column's type
+    assert schema.field("image").type == pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    assert schema.field("label").type == pa.int64()
+    assert schema.field("logits").type == pa.list_(pa.float32(), 4)
+    assert (features["logits"]["length"], features["logits"]["feature"]["dtype"]) == (4, "float32")
 
 
 def test_a_set_has_the_classes_of_its_teacher_whichever_its_pictures_are_of(

@@ -34,7 +34,13 @@ from pipelines.loop import Metrics, evaluate, pick_device
 from pipelines.models import Served, load_weights
 from pipelines.runs import Run
 from pipelines.sources import Pictures, has_test_part, read_pictures, split
-from pipelines.synthesize import is_made, sample_of_shard, teacher_of, write_transfer_set
+from pipelines.synthesize import (
+    check_teacher_of,
+    is_made,
+    sample_of_shard,
+    teacher_of,
+    write_transfer_set,
+)
 from pipelines.synthetic import sample_of
 from pipelines.tracking import TrackedInput, TrackedRun, Tracker
 from pipelines.train import (
@@ -335,10 +341,13 @@ def synthesize(
     """The folder of a transfer set, its teacher trained and its pictures made where they are not.
 
     Tracked shard by shard with what was measured and, now and then, a sample of the pictures.
+
+    Raises ValueError, before anything is trained, for a teacher that the method has no use for.
     """
     folder = config.folder
     if is_made(folder):
         return folder
+    check_teacher_of(config)
     weights = teacher_weights(config.teacher, watch=watch, tracker=tracker)
     teacher = teacher_of(config, weights)
     tags = {"kd.seed": str(config.seed), "kd.identity": config.identity, "kd.kind": "transfer set"}

@@ -97,13 +97,18 @@ class SyntheticConfig(Strict):
     @property
     def layers(self) -> set[str]:
         """The teacher's layers that priors look at."""
-        return {one.layer for one in self.plan.priors.values() if one.weight} - {LOGITS}
+        return layers_of(self.plan)
 
     def identity_content(self, batch_size: int) -> dict[str, Any]:
         """Every value that decides a picture or which student is kept."""
         plan = TypeAdapter(Method).dump_python(self.plan_of(batch_size), mode="json")
         del plan["losses"]  # the run's own take their place
         return {"plan": plan, "select": self.select, "teacher": self.teacher}
+
+
+def layers_of(plan: Method) -> set[str]:
+    """The teacher's layers that the priors of a method look at."""
+    return {one.layer for one in plan.priors.values() if one.weight} - {LOGITS}
 
 
 def offline_names() -> str:

@@ -18,12 +18,14 @@ import torch
 from ray.util import ActorPool
 
 from kdcore.datafree.images import Normalisation
+from kdcore.datafree.synthesis import Synthesizer
 from kdcore.datafree.targets import Records, measure_records
 from kdcore.datafree.transfer import TransferSet, transfer_set
 from kdcore.taps import Tapped
 from kdcore.types import Batch
 from pipelines.build import build_teacher
 from pipelines.cluster import worker_resources, workers_at_once
+from pipelines.methods import layers_of
 from pipelines.models import weights_digest
 from pipelines.samples import grid, png, put
 from pipelines.sources import Pictures, read_pictures
@@ -52,12 +54,28 @@ class _Shard:
         return folder / f"train-{self.number:05d}.parquet"
 
 
-def teacher_of(config: TransferConfig, weights: Path) -> Tapped:
-    """The frozen teacher of a transfer set, which needs no picture to be built."""
+def check_teacher_of(config: TransferConfig) -> None:
+    """Raise ValueError for a teacher of which the method cannot make pictures, trained or not."""
+    blank = config.teacher.model_copy(update={"weights": None})
+    teacher = teacher_of(config.model_copy(update={"teacher": blank}))
+    try:
+        Synthesizer(teacher, config.plan, shape=config.shape, normalisation=_normalisation(config))
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise ValueError(f"method {config.method!r}: {error}") from error
+
+
+def teacher_of(config: TransferConfig, weights: Path | None = None) -> Tapped:
+    """The frozen teacher of a transfer set, which needs no picture to be built.
+
+    ``weights`` are those of the run whose student it is, if it is one.
+    """
     blank = np.zeros((1, *config.shape), np.uint8)
     pictures = Pictures(blank, np.zeros(1, np.int64), config.num_classes)
-    layers = sorted({one.layer for one in config.plan.priors.values()} - {"logits", "embedding"})
-    return build_teacher(config.teacher, pictures, layers, weights=weights)
+    return build_teacher(config.teacher, pictures, layers_of(config.plan), weights=weights)
+
+
+def _normalisation(config: TransferConfig) -> Normalisation:
+    return Normalisation(config.mean, config.std)
 
 
 def provenance(config: TransferConfig, teacher: Tapped) -> dict[str, Any]:
@@ -183,7 +201,7 @@ class _Inventor:
             self.teacher,
             config.plan,
             shape=config.shape,
-            normalisation=Normalisation(config.mean, config.std),
+            normalisation=_normalisation(config),
             count=shard.count,
             seed=config.seed,
             shard=shard.number,

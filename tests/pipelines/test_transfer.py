@@ -10,9 +10,12 @@ from safetensors.torch import save_file
 
 from kdcore.datafree.presets import PRESETS
 from kdcore.models import convnet
+from pipelines import jobs
 from pipelines.config import RunConfig
 from pipelines.loading import load_transfer
 from pipelines.strict import validated
+from pipelines.synthesize import teacher_of
+from pipelines.tracking import Tracker
 from pipelines.transfer import TransferConfig
 from pipelines.transfer_sets import MANIFEST
 
@@ -167,3 +170,32 @@ def test_a_folder_that_is_not_made_yet_waits_for_its_pictures(tmp_path: Path) ->
     assert student_of(tmp_path / "later", size=16, data={}).data.size is None
     with pytest.raises(ValueError, match=r"data.name is .parquet. and the teacher.s run has"):
         student_of(tmp_path, size=16, data={})  # there, and no transfer set
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({}, r"^method 'deepinversion': the priors \['statistics'\] .* has no such layer; .*zskd"),
+        (
+            {"change": {"priors": {"activation": {"layer": "layer9"}}}},
+            "^teacher: unknown layer of VisionTransformer 'layer9'",
+        ),
+    ],
+    ids=["no BatchNorm", "no such layer"],
+)
+def test_a_teacher_that_the_method_cannot_use_is_refused_before_it_is_trained(
+    tmp_path: Path, changes: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs, "teacher_weights", lambda *_, **__: pytest.fail("it was trained"))
+    net = {"name": "timm/test_vit", "params": {"img_size": 8, "patch_size": 4}}
+    run = {"student": net, "data": {"name": "digits"}, "epochs": 1, "losses": {"ce": {}}}
+    asked = config(tmp_path, teacher={"run": run}, transfer_sets=str(tmp_path), **changes)
+    with pytest.raises(ValueError, match=message):
+        jobs.synthesize(asked, watch=lambda *_: None, tracker=Tracker())
+
+
+def test_a_prior_without_weight_looks_at_no_layer(tmp_path: Path) -> None:
+    off = {"record": {"weight": 0, "layer": "layer9"}}
+    asked = config(tmp_path, change={"priors": off})
+    assert asked.teacher.weights is not None
+    assert teacher_of(asked, asked.teacher.weights).layers == ()

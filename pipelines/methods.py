@@ -2,20 +2,39 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass, replace
-from typing import Any, Literal, get_type_hints
+from functools import cache
+from typing import Annotated, Any, Literal, get_args, get_type_hints
 
-from pydantic import PositiveInt, TypeAdapter, ValidationError, field_validator, model_validator
+from pydantic import (
+    Field,
+    PositiveInt,
+    TypeAdapter,
+    ValidationError,
+    create_model,
+    field_validator,
+    model_validator,
+)
 
 from kdcore.checks import unknown_name
 from kdcore.datafree.plans import EveryEpoch, Method, Offline, Weighted
 from kdcore.datafree.presets import PRESETS
-from kdcore.datafree.priors import check_priors
+from kdcore.datafree.priors import PRIORS, check_priors
 from kdcore.datafree.targets import LOGITS
 from pipelines.strict import Strict, problems
 
 AGREEMENT = "synthetic/agreement"  # with the teacher, on synthetic pictures: it needs no label
+# What a number may be, by its name: kdcore's types say only its kind. Without steps, pictures are
+# as they begin, which is what the method `noise` is.
+_ABOVE_0 = (
+    *("batch_size", "student_batch_size", "student_steps", "rounds", "count", "annealed_over"),
+    *("latent", "width", "bank", "num_negatives", "pool_limit"),
+    *("lr", "clip_norm", "temperature", "deviation"),
+)
+_FROM_0 = ("steps", "warmup", "after", "weight", "latent_lr", "meta_lr", "roll", "crop")
+_BOUNDS = {**dict.fromkeys(_ABOVE_0, Field(gt=0)), **dict.fromkeys(_FROM_0, Field(ge=0))}
 
 
 class SyntheticConfig(Strict):
@@ -140,12 +159,38 @@ def changed_plan(held: Any, changes: Any, above: tuple[str, ...]) -> Any:
     result = dict(held)
     for key, value in _mapping(changes, above).items():
         if above[-1] == "priors":
-            result[key] = changed_plan(held.get(key, Weighted()), value, (*above, key))
+            result[key] = _changed_prior(held.get(key, Weighted()), value, (*above, key))
         elif key in held and is_dataclass(held[key]):
             result[key] = changed_plan(held[key], value, (*above, key))
         else:
             result[key] = value
     return result
+
+
+def _changed_prior(held: Weighted, changes: Any, above: tuple[str, ...]) -> Weighted:
+    if above[-1] not in PRIORS:
+        raise ValueError(unknown_name("prior", above[-1], PRIORS))
+    changed = changed_plan(held, changes, above)
+    try:
+        params = _hyperparameters(above[-1]).model_validate(changed.params)
+    except ValidationError as error:
+        raise ValueError("; ".join(problems(error, (*above, "params")))) from None
+    return replace(changed, params=params.model_dump(exclude_unset=True))
+
+
+@cache
+def _hyperparameters(prior: str) -> type[Strict]:
+    """The schema of a prior's ``params``, read from its function's signature."""
+    signature = inspect.signature(PRIORS[prior].function, eval_str=True).parameters
+    kinds: dict[str, Any] = {
+        name: (_bounded(name, signature[name].annotation), signature[name].default)
+        for name in PRIORS[prior].hyperparameters
+    }
+    return create_model(f"{prior}.params", __base__=Strict, **kinds)
+
+
+def _bounded(name: str, kind: Any) -> Any:
+    return Annotated[kind, _BOUNDS[name]] if name in _BOUNDS else kind
 
 
 def _changed_fields(held: Any, changes: Mapping[str, Any], above: tuple[str, ...]) -> Any:
@@ -159,9 +204,29 @@ def _changed_fields(held: Any, changes: Mapping[str, Any], above: tuple[str, ...
         current = getattr(held, key)
         if is_dataclass(current) or isinstance(current, Mapping):
             values[key] = changed_plan(current, value, path)
+        elif (kinds := _plans(hints[key])) and isinstance(value, Mapping):
+            values[key] = changed_plan(_first_with(kinds, value, path), value, path)
         else:
-            values[key] = _checked(hints[key], value, path)
+            values[key] = _checked(_bounded(key, hints[key]), value, path)
     return replace(held, **values)
+
+
+def _plans(hint: Any) -> list[Any]:
+    """The kinds of plan that a value may be of, where it may be None as well."""
+    return [kind for kind in get_args(hint) if is_dataclass(kind)]
+
+
+def _first_with(kinds: list[Any], keys: Mapping[str, Any], above: tuple[str, ...]) -> Any:
+    """Of these kinds the first that has all of the keys, as it is without them."""
+    known = {kind: [one.name for one in fields(kind)] for kind in kinds}
+    for kind, names in known.items():
+        if keys.keys() <= set(names):
+            return kind()
+    every = [name for names in known.values() for name in names]
+    unknown = [key for key in keys if key not in every]
+    if unknown:
+        raise ValueError(unknown_name(f"key {'.'.join(above)}", unknown[0], every))
+    raise ValueError(f"{'.'.join(above)}: no kind of it has all of {', '.join(keys)}")
 
 
 def _mapping(changes: Any, above: tuple[str, ...]) -> Mapping[str, Any]:

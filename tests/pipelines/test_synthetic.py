@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,14 @@ from torch import Tensor
 
 from kdcore.datafree.plans import EveryEpoch, Offline
 from kdcore.datafree.presets import PRESETS
+from kdcore.datafree.targets import Classes, GaussianPredictions
 from pipelines.build import build_step, build_teacher, checked
 from pipelines.config import RunConfig
 from pipelines.data import Reader
 from pipelines.jobs import follower
 from pipelines.loading import load
 from pipelines.loop import LAST, Metrics, Progress, fit, keep
+from pipelines.methods import changed_method
 from pipelines.models import build_network, save_weights, weights_digest
 from pipelines.networks import ModelConfig
 from pipelines.sources import Pictures, read_pictures
@@ -266,6 +268,22 @@ def test_two_ray_workers_invent_and_train_as_one_process(tmp_path: Path) -> None
             r"synthetic: unknown key change.images 'lrr'; did you mean 'lr'",
         ),
         (
+            {"synthetic": {"method": "dafl", "change": {"targets": {"devation": 2}}}},
+            "synthetic: unknown key change.targets 'devation'; did you mean 'deviation'",
+        ),
+        (
+            {"synthetic": {"method": "dafl", "change": {"targets": {"deviation": 2, "floor": 1}}}},
+            "change.targets: no kind of it has all of deviation, floor",
+        ),
+        (
+            {"synthetic": {"method": "dafl", "change": {"schedule": {"rounds": 0}}}},
+            "change.schedule.rounds: input should be greater than 0, got 0",
+        ),
+        (
+            {"synthetic": {"method": "zskt", "change": {"images": {"clip_norm": 0}}}},
+            "change.images.clip_norm: input should be greater than 0, got 0",
+        ),
+        (
             {"synthetic": {"method": "fast", "change": {"losses": {"kd": {}}}}},
             "are the losses of the run; give it there",
         ),
@@ -350,3 +368,22 @@ def test_the_runs_and_sweeps_without_data_that_ship_are_checked() -> None:
     assert isinstance(sweep, SweepConfig)
     for point in points(sweep):
         checked(sweep.run(point))
+
+
+def test_targets_that_a_method_has_not_are_of_the_kind_that_has_their_keys() -> None:
+    drawn = changed_method("dafl", {"targets": {"deviation": 2}})
+    assert drawn.targets == GaussianPredictions(deviation=2.0)
+    assert changed_method("dafl", {"targets": {}}).targets == Classes()
+    assert changed_method("dafl", {"targets": None}).targets is None
+
+
+def test_a_prior_s_parameter_is_kept_as_the_type_of_the_signature() -> None:
+    plan = changed_method("cmi", {"priors": {"contrast": {"params": {"temperature": 1}}}})
+    assert repr(plan.priors["contrast"].params) == "{'temperature': 1.0}"
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_published_value_is_one_that_may_be_given(name: str) -> None:
+    published = asdict(PRESETS[name])
+    del published["losses"]
+    assert changed_method(name, published) == PRESETS[name]

@@ -74,7 +74,31 @@ def test_a_change_reaches_every_kind_of_value(tmp_path: Path) -> None:
         ({"change": {"priors": {"tv": {}}}}, "unknown prior 'tv'"),
         (
             {"change": {"priors": {"statistics": {"params": {"factor": 2}}}}},
-            "unknown parameter of prior statistics 'factor'",
+            "change.priors.statistics.params: unknown key 'factor'; did you mean 'first_factor'",
+        ),
+        (
+            {"change": {"priors": {"activation": {"params": {"reduction": "summ"}}}}},
+            "change.priors.activation.params.reduction: input should be 'mean' or 'sum'",
+        ),
+        (
+            {"change": {"priors": {"soft_class": {"params": {"temperature": 0}}}}},
+            "change.priors.soft_class.params.temperature: input should be greater than 0",
+        ),
+        (
+            {"change": {"priors": {"class": {"weight": -1}}}},
+            "change.priors.class.weight: input should be greater than or equal to 0",
+        ),
+        (
+            {"change": {"schedule": {"batch_size": 0}}},
+            "change.schedule.batch_size: input should be greater than 0",
+        ),
+        (
+            {"change": {"schedule": {"steps": -3}}},
+            "change.schedule.steps: input should be greater than or equal to 0",
+        ),
+        (
+            {"change": {"schedule": {"steps": {"first": 3}}}},
+            "change.schedule.steps: input should be a valid integer",
         ),
         ({"method": "lopes"}, "method 'lopes' needs `records`"),
         ({"records": {"name": "digits"}}, "method 'deepinversion' has no use for `records`"),

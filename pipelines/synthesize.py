@@ -261,6 +261,12 @@ def _moved(records: Records, device: torch.device) -> Records:
 def _records(config: TransferConfig, teacher: Tapped) -> Records:
     assert config.records is not None
     pictures = read_pictures(config.records, "train")
+    shape = tuple(pictures.image.shape[1:])
+    if shape != config.shape:
+        raise ValueError(
+            f"records: their pictures have shape {shape}, and those of the set {config.shape}; "
+            "set records.size, or name other pictures"
+        )
 
     def batches() -> Iterator[Batch]:
         for start in range(0, len(pictures.label), ROWS_OF_RECORDS):

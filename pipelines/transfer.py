@@ -25,6 +25,8 @@ from pipelines.digests import digest
 from pipelines.methods import changed_method, offline_names
 from pipelines.strict import Strict
 
+CHANNELS = (1, 3)  # that a PNG holds
+
 
 class TransferConfig(Strict):
     """Pictures that a teacher's weights imply, with its answers: data for a run without data."""
@@ -58,18 +60,43 @@ class TransferConfig(Strict):
         return name
 
     @model_validator(mode="after")
+    def _pictures_can_be_stored(self) -> TransferConfig:
+        channels = self.shape[0]
+        if channels not in CHANNELS:
+            raise ValueError(
+                f"shape: expected 1 or 3 channels before height and width, got {self.shape}"
+            )
+        for key, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) not in (1, channels):
+                raise ValueError(
+                    f"{key}: expected one number or as many as channels, {channels}, got {values}"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _pictures_are_the_teacher_s(self) -> TransferConfig:
+        if self.teacher.run is None:
+            return self
+        theirs = self.teacher.run.data
+        if (theirs.mean, theirs.std) != (self.mean, self.std):
+            raise ValueError(
+                f"mean and std are {self.mean} and {self.std}, and the teacher's run has "
+                f"{theirs.mean} and {theirs.std}; they must be the same"
+            )
+        if theirs.size is not None and self.shape[1:] != (theirs.size, theirs.size):
+            raise ValueError(
+                f"shape is {self.shape}, and the teacher's run has data.size {theirs.size}; "
+                f"expected {(self.shape[0], theirs.size, theirs.size)}"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _consistent(self) -> TransferConfig:
         check_priors(self.plan.priors)
         needs_records = isinstance(self.plan.targets, RecordedActivations)
         if needs_records != (self.records is not None):
             verb = "needs" if needs_records else "has no use for"
             raise ValueError(f"method {self.method!r} {verb} `records`, pictures of real data")
-        run = self.teacher.run
-        if run is not None and (run.data.mean, run.data.std) != (self.mean, self.std):
-            raise ValueError(
-                f"mean and std are {self.mean} and {self.std}, and the teacher's run has "
-                f"{run.data.mean} and {run.data.std}; they must be the same"
-            )
         return self
 
     @property

@@ -248,6 +248,9 @@ def test_records_are_taken_from_the_real_pictures(content: dict[str, Any]) -> No
     changes = {"method": "lopes", "records": real, "num_classes": 10, "count": 10}
     folder = write(config(content, **changes))
     assert pq.read_metadata(folder / "train-00000.parquet").num_rows == 8
+    changes["records"] = {**real, "size": 16}
+    with pytest.raises(ValueError, match=r"records: .*\(1, 16, 16\), and those of the set \(1, 8"):
+        write(config(content, **changes))
 
 
 @pytest.mark.parametrize("method", OFFLINE)

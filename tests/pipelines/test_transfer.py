@@ -102,6 +102,12 @@ def test_a_change_reaches_every_kind_of_value(tmp_path: Path) -> None:
         ),
         ({"method": "lopes"}, "method 'lopes' needs `records`"),
         ({"records": {"name": "digits"}}, "method 'deepinversion' has no use for `records`"),
+        ({"shape": [2, 8, 8]}, "shape: expected 1 or 3 channels before height and width, got (2, "),
+        (
+            {"shape": [3, 8, 8], "mean": [0.5, 0.4]},
+            "mean: expected one number or as many as channels, 3, got (0.5, 0.4)",
+        ),
+        ({"std": [0.2, 0.2, 0.2]}, "std: expected one number or as many as channels, 1, got ("),
         ({"metod": "zskd"}, "unknown key 'metod'; did you mean 'method'"),
     ],
 )
@@ -135,7 +141,9 @@ def test_the_transfer_sets_that_ship_are_checked() -> None:
         assert load_transfer(path).plan.schedule.steps > 0
 
 
-def test_a_teacher_that_is_a_run_has_its_normalisation(toy_run: Path, tmp_path: Path) -> None:
+def test_a_teacher_that_is_a_run_has_its_size_and_normalisation(
+    toy_run: Path, tmp_path: Path
+) -> None:
     file = tmp_path / "set.yaml"
     teacher = toy_run.with_name("toy_teacher.yaml")
     file.write_text(
@@ -146,6 +154,10 @@ def test_a_teacher_that_is_a_run_has_its_normalisation(toy_run: Path, tmp_path: 
     assert loaded.plan.schedule.batch_size == 2
     with pytest.raises(ValueError, match=r"mean and std are \(0.1,\) and \(0.25,\), and the"):
         load_transfer(file, ["mean=[0.1]"])
+    sized = "teacher.run.data.size=16"
+    with pytest.raises(ValueError, match=r"data.size 16; expected \(1, 16, 16\)"):
+        load_transfer(file, [sized])
+    assert load_transfer(file, [sized, "shape=[1, 16, 16]"]).shape == (1, 16, 16)
 
 
 def student_of(root: Path, *, size: int | None, data: dict[str, Any]) -> RunConfig:

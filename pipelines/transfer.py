@@ -26,6 +26,14 @@ from pipelines.methods import changed_method, offline_names
 from pipelines.strict import Strict
 
 CHANNELS = (1, 3)  # that a PNG holds
+_NO_STUDENT = "a transfer set is made before any student; leave it out"
+# of a method what decides no byte of its pictures, and what to do instead
+_OF_THE_STUDENT = {
+    "losses": "what a student learns by are the `losses` of its run; give it there",
+    "student_view": "how a student sees the pictures is `data.augment` of its run; give it there",
+    "student_mode": _NO_STUDENT,
+    "pool_limit": _NO_STUDENT,
+}
 
 
 class TransferConfig(Strict):
@@ -92,6 +100,9 @@ class TransferConfig(Strict):
 
     @model_validator(mode="after")
     def _consistent(self) -> TransferConfig:
+        for key, remedy in _OF_THE_STUDENT.items():
+            if key in self.change:
+                raise ValueError(f"change.{key}: {remedy}")
         check_priors(self.plan.priors)
         needs_records = isinstance(self.plan.targets, RecordedActivations)
         if needs_records != (self.records is not None):
@@ -108,11 +119,12 @@ class TransferConfig(Strict):
     def identity_content(self) -> dict[str, Any]:
         """Every value that decides a byte of the pictures."""
         keys = {"shape", "num_classes", "mean", "std", "records", "count", "shard_size", "seed"}
+        plan = TypeAdapter(Method).dump_python(self.plan, mode="json")
         teacher = self.teacher.identity_content
         return {
             **self.model_dump(mode="json", include=keys),
             "method": self.method,
-            "plan": TypeAdapter(Method).dump_python(self.plan, mode="json"),
+            "plan": {key: plan[key] for key in plan.keys() - _OF_THE_STUDENT.keys()},
             # not whether it is cached, and in float32 whatever its runs do
             "teacher": {key: teacher[key] for key in teacher.keys() - {"source", "precision"}},
         }

@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from safetensors.torch import save_file
 
+from kdcore.datafree.augmentation import Augmentation
 from kdcore.datafree.presets import PRESETS
 from kdcore.models import convnet
 from pipelines import jobs
@@ -48,7 +50,6 @@ def test_a_change_reaches_every_kind_of_value(tmp_path: Path) -> None:
         "schedule": {"steps": 3},
         "priors": {"statistics": {"weight": 1}, "entropy": {"params": {}}},
         "view": {"flip": True},
-        "losses": {"kd": {"weight": 2}},
     }
     plan = config(tmp_path, change=change).plan
     assert plan.images.lr == 0.2
@@ -59,7 +60,6 @@ def test_a_change_reaches_every_kind_of_value(tmp_path: Path) -> None:
     assert plan.priors["entropy"].weight == 1.0
     assert plan.priors["class"] == PRESETS["deepinversion"].priors["class"]
     assert plan.view.flip
-    assert plan.losses["kd"].weight == 2.0
 
 
 @pytest.mark.parametrize(
@@ -108,6 +108,10 @@ def test_a_change_reaches_every_kind_of_value(tmp_path: Path) -> None:
             "mean: expected one number or as many as channels, 3, got (0.5, 0.4)",
         ),
         ({"std": [0.2, 0.2, 0.2]}, "std: expected one number or as many as channels, 1, got ("),
+        ({"change": {"losses": {}}}, "change.losses: what a student learns by are the `losses` of"),
+        ({"change": {"student_view": {}}}, "change.student_view: how a student sees the pictures"),
+        ({"change": {"pool_limit": 8}}, "change.pool_limit: a transfer set is made before any"),
+        ({"change": {"student_mode": "train"}}, "change.student_mode: a transfer set is made"),
         ({"metod": "zskd"}, "unknown key 'metod'; did you mean 'method'"),
     ],
 )
@@ -134,6 +138,24 @@ def test_the_identity_is_of_what_decides_the_pictures(tmp_path: Path) -> None:
     assert len(identities | {first}) == 6
     held = content(tmp_path)  # other weights under the same name
     assert changed(held).identity != first
+
+
+def test_the_identity_knows_nothing_of_the_student(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = content(tmp_path)
+    first = changed(held).identity
+    method = PRESETS["deepinversion"]
+    of_the_student: dict[str, Any] = {
+        "losses": {},
+        "student_view": Augmentation(flip=True),
+        "student_mode": "train",
+        "pool_limit": 8,
+    }
+    for key, value in of_the_student.items():
+        other = {**PRESETS, "deepinversion": replace(method, **{key: value})}
+        monkeypatch.setattr("pipelines.methods.PRESETS", other)
+        assert changed(held).identity == first, key
 
 
 def test_the_transfer_sets_that_ship_are_checked() -> None:

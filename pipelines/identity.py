@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from pipelines.augment import VERSION as VIEWS_VERSION
@@ -13,6 +12,7 @@ from pipelines.digests import digest, file_digest
 if TYPE_CHECKING:
     from pipelines.config import RunConfig
 
+# the test part is looked at after training, when every number is decided
 _NO_MATTER_OF_DATA = {"download", "spool", "test"}
 _NO_MATTER = {"name", "runs", "caches", "save_every", FLAG}
 
@@ -25,7 +25,7 @@ def identity_of(run: RunConfig) -> str:
     came later and is as it was before counts for nothing, so that old runs are found.
     """
     content = run.model_dump(mode="json", exclude=_NO_MATTER)
-    content["data"] = _of_data(run.data, content["data"])
+    content["data"] = data_identity(run.data)
     if run.min_workers is None:
         del content["min_workers"]
     content["student"]["weights"] = file_digest(run.student.weights)
@@ -40,8 +40,9 @@ def identity_of(run: RunConfig) -> str:
     return digest(content)[:12]
 
 
-def _of_data(data: DataConfig, content: Mapping[str, Any]) -> dict[str, Any]:
-    kept = {key: value for key, value in content.items() if key not in _NO_MATTER_OF_DATA}
+def data_identity(data: DataConfig) -> dict[str, Any]:
+    """Every value that decides which pictures are seen and how."""
+    kept = data.model_dump(mode="json", exclude=_NO_MATTER_OF_DATA)
     for key in LATER:
         if kept[key] == DataConfig.model_fields[key].default:
             del kept[key]

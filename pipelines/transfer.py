@@ -22,6 +22,7 @@ from kdcore.datafree.targets import RecordedActivations
 from pipelines.config import TeacherConfig
 from pipelines.datasets import DataConfig
 from pipelines.digests import digest
+from pipelines.identity import data_identity
 from pipelines.methods import changed_method, offline_names
 from pipelines.strict import Strict
 
@@ -118,12 +119,13 @@ class TransferConfig(Strict):
     @property
     def identity_content(self) -> dict[str, Any]:
         """Every value that decides a byte of the pictures."""
-        keys = {"shape", "num_classes", "mean", "std", "records", "count", "shard_size", "seed"}
+        keys = {"shape", "num_classes", "mean", "std", "count", "shard_size", "seed"}
         plan = TypeAdapter(Method).dump_python(self.plan, mode="json")
         teacher = self.teacher.identity_content
         return {
             **self.model_dump(mode="json", include=keys),
             "method": self.method,
+            "records": None if self.records is None else data_identity(self.records),
             "plan": {key: plan[key] for key in plan.keys() - _OF_THE_STUDENT.keys()},
             # not whether it is cached, and in float32 whatever its runs do
             "teacher": {key: teacher[key] for key in teacher.keys() - {"source", "precision"}},

@@ -158,6 +158,14 @@ def test_the_identity_knows_nothing_of_the_student(
         assert changed(held).identity == first, key
 
 
+def test_records_are_identified_as_the_data_of_a_run_are(tmp_path: Path) -> None:
+    held = {**content(tmp_path), "method": "lopes", "records": {"name": "digits"}}
+    first = changed(held).identity
+    for same in ({"test": {"name": "mnist"}}, {"spool": "elsewhere"}, {"download": True}):
+        assert changed(held, records={"name": "digits", **same}).identity == first, same
+    assert changed(held, records={"name": "digits", "limit": 500}).identity != first
+
+
 def test_the_transfer_sets_that_ship_are_checked() -> None:
     for path in sorted((CONFIGS / "transfer_sets").glob("*.yaml")):
         assert load_transfer(path).plan.schedule.steps > 0

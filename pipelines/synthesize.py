@@ -170,6 +170,14 @@ def _made(
         yield from pool.map_unordered(lambda one, shard: one.make.remote(shard), shards)
     except ray.exceptions.RayTaskError as error:
         raise RuntimeError(f"the transfer set could not be made: {error.cause}") from error
+    except ray.exceptions.RayActorError as error:
+        # the last line says why, and goes on with what may be meant
+        reason = str(error).strip().splitlines()[-1].strip().partition(". ")[0]
+        raise RuntimeError(
+            f"the transfer set could not be made: one of {size} actors died again and again "
+            f"({reason}); what is done stands: run `kd synthesize` again, with fewer `actors` if "
+            "they had too little memory"
+        ) from error
     finally:  # also of one that is broken off, or they would go on making shards
         for one in actors:
             ray.kill(one)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -234,6 +235,18 @@ def test_what_an_actor_cannot_do_is_said_in_one_line(content: dict[str, Any]) ->
     save_file(state, "teacher.safetensors")
     with pytest.raises(RuntimeError, match=r"^the transfer set could not be made: the loss of the"):
         write(config(content))
+
+
+def test_an_actor_that_is_killed_is_said_in_one_line(
+    content: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(synthesize._Inventor):
+        def make(self, shard: Any) -> Any:
+            os._exit(1)  # as who takes too much memory ends
+
+    monkeypatch.setattr(synthesize, "_Inventor", Killed)
+    with pytest.raises(RuntimeError, match=r"^the transfer .* one of 1 actors died.*`actors`.*$"):
+        write(config(content, actors=1))
 
 
 def test_more_actors_than_cores_are_refused(content: dict[str, Any]) -> None:

@@ -59,7 +59,10 @@ def _check_test(test: Pictures, pictures: Pictures) -> None:
         for held in (test, pictures)
     )
     if here != there:
-        raise ValueError(f"data.test has {here}, and the training pictures {there}")
+        raise ValueError(
+            f"data.test has {here}, and the training pictures {there}; set data.size where they "
+            "are of other sizes, or name another dataset"
+        )
 
 
 def _check_synthetic(run: RunConfig, pictures: Pictures) -> None:

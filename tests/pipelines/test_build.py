@@ -141,7 +141,8 @@ def test_a_test_part_of_other_pictures_is_refused_before_training(tmp_path: Path
         Image.new("L", (8, 8)).save(tmp_path / "train" / f"class{number}" / "a.png")
     data = {"name": "folder", "root": str(tmp_path), "test": {"name": "digits"}}
     run = run_of({"ce": {}}, teacher=None, data=data)
-    with pytest.raises(ValueError, match=r"^data.test has 10 classes .*, and the .* 2 classes of"):
+    message = r"^data.test has 10 classes .*, and the .* 2 classes of .*; set data.size where"
+    with pytest.raises(ValueError, match=message):
         checked(run)
 
 

@@ -126,7 +126,7 @@ def fit(
     """
     if run.precision == "fp16" and device.type != "cuda":
         raise ValueError("precision fp16 needs a GPU; bf16 and fp32 run anywhere")
-    module = _shared(step.to(device), reader.workers)
+    module = _over_workers(step.to(device), reader.workers)
     optimizer = optimizer_of(_groups(step, run.optimizer), run.optimizer)
     schedule = schedule_of(optimizer, run.optimizer, run.epochs)
     scaler = torch.amp.GradScaler(device.type, enabled=run.precision == "fp16")
@@ -172,7 +172,7 @@ def fit(
     return progress
 
 
-def _shared(step: DistillStep, workers: int) -> nn.Module:
+def _over_workers(step: DistillStep, workers: int) -> nn.Module:
     """The step as the workers train it together."""
     if workers == 1:
         return step

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from pipelines import jobs
 from pipelines.build import checked
 from pipelines.cache.inspection import caches_in, inspected, prune
@@ -67,16 +69,23 @@ def prune_caches(run: Run) -> None:
         say(f"removed {name}")
 
 
-def caches_are_sound(run: Run) -> bool:
-    """Whether the run's caches are as they were written; every fault is told."""
-    with Bars() as watch:
-        if isinstance(run, GenerativeConfig):
-            found = generative.cache_faults(run, watch=watch, tracker=Tracker())
-        else:
-            found = jobs.cache_faults(run, watch=watch, tracker=Tracker())
+def verify_caches(run: Run) -> list[str]:
+    """Look for faults of the run's caches, tell each of them, and return them."""
+    found = cache_faults(run)
     faults = [fault for label in found for fault in found[label]]
     for fault in faults:
         say(fault, style="red")
     if not faults:
         say(f"{len(found)} caches are as they were written, and as their teachers say")
-    return not faults
+    return faults
+
+
+def cache_faults(run: Run) -> Mapping[str, list[str]]:
+    """What is wrong with the caches of a run of any kind, by teacher; nothing where one is sound.
+
+    Raises ValueError for a cache that is not written yet.
+    """
+    with Bars() as watch:
+        if isinstance(run, GenerativeConfig):
+            return generative.cache_faults(run, watch=watch, tracker=Tracker())
+        return jobs.cache_faults(run, watch=watch, tracker=Tracker())

@@ -89,7 +89,7 @@ def cache(
     elif prune:
         caching.prune_caches(loaded.base)
     elif verify:
-        raise typer.Exit(0 if caching.caches_are_sound(loaded.base) else 1)
+        raise typer.Exit(1 if caching.verify_caches(loaded.base) else 0)
     else:
         caching.write_caches(loaded, verbose=verbose)
 

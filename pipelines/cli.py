@@ -194,8 +194,10 @@ def synthesize(
     with Bars() as watch:
         folder = jobs.synthesize(loaded, watch=watch, tracker=Tracker(), verbose=verbose)
     say(f"{loaded.count} pictures by {loaded.method}: {folder}")
-    say(f"train on them with `data: {{name: parquet, root: {folder}}}`, and to test the students")
-    say("on real pictures say whose: `data: {..., test: {name: NAME, root: FOLDER}}`")
+    say(
+        f"train on them with `data: {{name: parquet, root: {folder}}}`, and to test the students "
+        "on real pictures say whose: `data: {..., test: {name: NAME, root: FOLDER}}`"
+    )
 
 
 @app.command()

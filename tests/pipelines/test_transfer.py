@@ -14,7 +14,7 @@ from kdcore.datafree.presets import PRESETS
 from kdcore.models import convnet
 from pipelines import jobs
 from pipelines.config import RunConfig
-from pipelines.loading import load_transfer
+from pipelines.loading import load, load_transfer
 from pipelines.strict import validated
 from pipelines.synthesize import teacher_of
 from pipelines.tracking import Tracker
@@ -230,6 +230,16 @@ def test_invented_pictures_are_as_large_and_normalised_as_their_teacher_s(
 ) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         student_of(made, size=size, data=data)
+
+
+def test_the_student_that_ships_fits_the_set_that_ships(tmp_path: Path) -> None:
+    made = load_transfer(CONFIGS / "transfer_sets" / "digits.yaml")
+    held = {"teacher_digest": "0" * 64, **made.model_dump(include={"num_classes", "shape"})}
+    (tmp_path / MANIFEST).write_text(json.dumps(held))
+    run = load(CONFIGS / "runs" / "digits_transfer.yaml", [f"data.root={tmp_path}"])
+    assert isinstance(run, RunConfig)
+    (teacher,) = run.teachers.values()
+    assert teacher.run == made.teacher.run
 
 
 def test_a_folder_that_is_not_made_yet_waits_for_its_pictures(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ class Round:
     """What one round of synthesis has made."""
 
     image: Float[Tensor, "b c h w"]  # in the network's space, without a graph
-    label: Int[Tensor, " b"]  # the class in turn: it was aimed at where the method has targets
+    label: Int[Tensor, " b"]  # the class in turn, which targets may be drawn for
     losses: tuple[float, ...]  # step by step, the mean over workers
     parts: Mapping[str, float]  # the priors' values in the last step, without their weights
 

@@ -68,6 +68,9 @@ class RecordedActivations:
 
 Targets = Classes | DirichletPredictions | GaussianPredictions | RecordedActivations
 
+# A drawn prediction may be of another class than the one around which it is drawn, if of any.
+AIMED = (Classes, RecordedActivations)
+
 
 @dataclass(frozen=True)
 class Records:

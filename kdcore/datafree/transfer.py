@@ -14,7 +14,7 @@ from kdcore.datafree.measurement import Rounds, picture_metrics
 from kdcore.datafree.observation import Observation, observe
 from kdcore.datafree.plans import Method, Offline
 from kdcore.datafree.synthesis import Round, Synthesizer
-from kdcore.datafree.targets import Records
+from kdcore.datafree.targets import AIMED, Records
 from kdcore.philox import WORD
 from kdcore.taps import Tapped
 
@@ -24,7 +24,7 @@ class TransferSet:
     """Invented pictures as a dataset keeps them, and what the teacher says of these 8 bits."""
 
     image: UInt8[Tensor, "n c h w"]
-    label: Int[Tensor, " n"]  # the class that was aimed at, else the teacher's choice
+    label: Int[Tensor, " n"]  # the class that was aimed at, where it was, else the teacher's choice
     logits: Float[Tensor, "n k"]
     # of the last round its losses; of all, the classes' shares and the distance of the statistics
     metrics: Mapping[str, float]
@@ -73,7 +73,7 @@ def transfer_set(
     said = _said(teacher, seen)
     logits = said.outputs.logits
     aimed = torch.cat([made.label for made in rounds])[:count]
-    label = logits.argmax(dim=1) if method.targets is None else aimed
+    label = aimed if isinstance(method.targets, AIMED) else logits.argmax(dim=1)
     return TransferSet(image, label, logits, _metrics(rounds[-1], said))
 
 

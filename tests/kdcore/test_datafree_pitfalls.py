@@ -203,6 +203,21 @@ def test_the_teacher_speaks_of_the_picture_that_is_stored() -> None:
     torch.testing.assert_close(made.logits, said, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("name", ["zskd", "soft_target"])
+def test_a_picture_of_a_drawn_prediction_is_labelled_by_its_teacher(name: str) -> None:
+    made = made_offline(toy(name))
+    torch.testing.assert_close(made.label, made.logits.argmax(dim=1))
+    in_turn = torch.arange(len(made.label)) % NUM_CLASSES
+    assert bool((made.label != in_turn).any())
+
+
+@pytest.mark.parametrize("name", ["lopes", "deepinversion"])
+def test_a_picture_of_a_class_is_labelled_by_it(name: str) -> None:
+    made = made_offline(toy(name))
+    counts = torch.bincount(made.label, minlength=NUM_CLASSES)
+    assert counts.tolist() == [len(made.label) // NUM_CLASSES] * NUM_CLASSES
+
+
 def test_a_collapse_shows_in_the_shares_of_the_classes() -> None:
     even, one = torch.eye(4).repeat(2, 1) * 9, torch.eye(4)[:1].repeat(8, 1) * 9
     torch.testing.assert_close(class_shares(even), torch.full((4,), 0.25))

@@ -41,7 +41,8 @@ class Synthesizer:
 
     ``shape`` is (C, H, W). The students are those against which pictures are made, unwrapped where
     DDP trains them; neither their weights nor their gradients are touched. The batch is shared by
-    the workers, and what they make together is what one would make alone.
+    the workers, and what they make together is what one would make alone. Classes are in turn from
+    picture to picture; ``first`` is the number of the first, where others have made those before.
 
     Raises ValueError for a teacher that is not frozen, for one without BatchNorm where the method
     needs it (with the methods that work), and for a method that needs a student and has none.
@@ -57,11 +58,13 @@ class Synthesizer:
         students: Sequence[nn.Module] = (),
         records: Records | None = None,
         seed: int = 0,
+        first: int = 0,
     ) -> None:
         check_teacher(teacher, method)
         check_students(students, method)
         self.teacher, self.method = teacher, method
-        self.students, self.records, self.seed = tuple(students), records, seed
+        self.students, self.records = tuple(students), records
+        self.seed, self.first = seed, first
         self.shape = tuple(shape)
         self.normalisation = normalisation
         self.like = next(teacher.parameters())
@@ -76,7 +79,8 @@ class Synthesizer:
         """Make one batch by so many steps of the optimiser, by default the method's."""
         steps = self.method.schedule.steps if steps is None else steps
         draw = self.draw()
-        label = classes_in_turn(draw, self.method.schedule.batch_size, len(self.teacher.head.bias))
+        picture = self.first + self.rounds * self.method.schedule.batch_size + draw.row
+        label = classes_in_turn(picture, len(self.teacher.head.bias))
         target = label
         if self.method.targets is not None:
             target = drawn_targets(

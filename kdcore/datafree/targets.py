@@ -126,9 +126,9 @@ def symmetric_root(matrix: Float[Tensor, "*n d d"]) -> Float[Tensor, "*n d d"]:
     return root
 
 
-def classes_in_turn(draw: Draw, batch_size: int, num_classes: int) -> Int[Tensor, " b"]:
-    """Each picture's class; the next draw goes on where this one ends."""
-    return (draw.row + draw.count * batch_size) % num_classes
+def classes_in_turn(picture: Int[Tensor, " b"], num_classes: int) -> Int[Tensor, " b"]:
+    """Each picture's class, by its number among all that are made."""
+    return picture % num_classes
 
 
 def drawn_targets(

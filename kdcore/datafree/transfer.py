@@ -49,9 +49,12 @@ def transfer_set(
     count: int,
     seed: int,
     shard: int = 0,
+    first: int = 0,
     records: Records | None = None,
 ) -> TransferSet:
     """``count`` pictures of one shard, byte for byte the same wherever it is made on one thread.
+
+    ``first`` is how many pictures the shards before it have: the classes go on where they end.
 
     Raises ValueError for a method that needs a student while it makes pictures.
     """
@@ -66,6 +69,7 @@ def transfer_set(
         normalisation=normalisation,
         records=records,
         seed=shard_seed(seed, shard),
+        first=first,
     )
     rounds = [synthesizer.round() for _ in range(-(-count // method.schedule.batch_size))]
     image = normalisation.stored(torch.cat([made.image for made in rounds]))[:count]

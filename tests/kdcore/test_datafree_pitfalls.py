@@ -56,16 +56,19 @@ def synthesizer(method: Method, teacher: Tapped | None = None, seed: int = 0) ->
     )
 
 
-def made_offline(method: Method, *, seed: int = 0, shard: int = 0) -> TransferSet:
+def made_offline(
+    method: Method, *, count: int = BATCH + 8, seed: int = 0, shard: int = 0, first: int = 0
+) -> TransferSet:
     teacher = trained_teacher()
     return transfer_set(
         teacher,
         method,
         shape=SHAPE,
         normalisation=NORMALISATION,
-        count=BATCH + 8,
+        count=count,
         seed=seed,
         shard=shard,
+        first=first,
         records=real_records(teacher),
     )
 
@@ -216,6 +219,25 @@ def test_a_picture_of_a_class_is_labelled_by_it(name: str) -> None:
     made = made_offline(toy(name))
     counts = torch.bincount(made.label, minlength=NUM_CLASSES)
     assert counts.tolist() == [len(made.label) // NUM_CLASSES] * NUM_CLASSES
+
+
+def test_classes_go_on_from_round_to_round_whatever_is_drawn_between() -> None:
+    method = toy("fast")
+    small = replace(method, schedule=replace(method.schedule, batch_size=NUM_CLASSES - 1))
+    made, labels = synthesizer(small), []
+    for steps in range(1, 6):  # of the optimiser, each of which draws views
+        labels.append(made.round(steps).label)
+        made.draw()  # as from the pool
+    torch.testing.assert_close(torch.cat(labels), torch.arange(15) % NUM_CLASSES)
+
+
+def test_classes_go_on_from_shard_to_shard() -> None:
+    counts = (6, 6, 5)
+    labels = [
+        made_offline(toy("deepinversion"), count=count, shard=shard, first=6 * shard).label
+        for shard, count in enumerate(counts)
+    ]
+    torch.testing.assert_close(torch.cat(labels), torch.arange(17) % NUM_CLASSES)
 
 
 def test_a_collapse_shows_in_the_shares_of_the_classes() -> None:

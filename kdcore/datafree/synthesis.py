@@ -84,7 +84,7 @@ class Synthesizer:
         target = label
         if self.method.targets is not None:
             target = drawn_targets(
-                self.method.targets, draw, label, self.teacher, self.records
+                self.method.targets, draw, picture, self.teacher, self.records
             ).detach()
         self.made.begin(draw)
         losses: list[float] = []

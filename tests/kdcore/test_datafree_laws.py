@@ -141,9 +141,15 @@ def test_similarities_are_stretched_row_by_row() -> None:
 
 def test_predictions_are_drawn_for_each_class_surer_and_less_sure_in_turn() -> None:
     teacher, rows = trained_teacher(), 400
-    label = classes_in_turn(torch.arange(rows), NUM_CLASSES)
     targets = DirichletPredictions(concentrations=(1.0, 0.1))
-    drawn = drawn_targets(targets, draw(rows), label, teacher, None)
+    batches = enumerate(torch.arange(rows).split(NUM_CLASSES - 1))  # none has every class
+    drawn = torch.cat(
+        [
+            drawn_targets(targets, draw(len(numbers), occasion), numbers, teacher, None)
+            for occasion, numbers in batches
+        ]
+    )
+    label = classes_in_turn(torch.arange(rows), NUM_CLASSES)
     turn = (torch.arange(rows) // NUM_CLASSES) % 2
     sure = drawn.amax(dim=1)
     assert float(sure[turn == 1].mean()) > float(sure[turn == 0].mean()) + 0.1
@@ -154,9 +160,9 @@ def test_predictions_are_drawn_for_each_class_surer_and_less_sure_in_turn() -> N
 @pytest.mark.parametrize("layer", ["logits", "embedding"])
 def test_activations_have_the_correlations_of_the_weights(layer: str) -> None:
     teacher, rows = trained_teacher(), 6000
-    label = torch.zeros(rows, dtype=torch.int64)
+    numbers = torch.zeros(rows, dtype=torch.int64)
     targets = GaussianPredictions(layer=layer, deviation=2.0, positive=False)  # type: ignore[arg-type]
-    drawn = drawn_targets(targets, draw(rows), label, teacher, None).log()
+    drawn = drawn_targets(targets, draw(rows), numbers, teacher, None).log()
     weight = teacher.head.weight
     if layer == "logits":
         covariance, centre = 4 * correlations(weight), torch.zeros(NUM_CLASSES)
@@ -183,10 +189,10 @@ def test_records_are_those_of_the_data_and_samples_have_them() -> None:
         of_two = teacher(image).logits[label == 2]
     torch.testing.assert_close(records.mean[2], of_two.mean(dim=0))
     torch.testing.assert_close(records.covariance[2], torch.cov(of_two.mT, correction=0))
-    chosen = torch.full((6000,), 2)
+    numbers = torch.full((6000,), 2)  # of class 2
     for published in (False, True):
         targets = RecordedActivations(published=published)
-        drawn = drawn_targets(targets, draw(6000), chosen, teacher, records)
+        drawn = drawn_targets(targets, draw(6000), numbers, teacher, records)
         covariance = records.covariance[2]
         expected = covariance @ covariance if published else covariance
         atol = 0.06 * float(expected.diagonal().max())

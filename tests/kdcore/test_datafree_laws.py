@@ -301,6 +301,35 @@ def test_redrawn_weights_are_small_and_of_the_generator() -> None:
     torch.testing.assert_close(net.body[0].running_mean, torch.zeros(16))
 
 
+def redrawn(net: torch.nn.Module) -> torch.Generator:
+    generator = torch.Generator().manual_seed(0)
+    redraw(net, generator)
+    return generator
+
+
+def test_redrawn_weights_are_the_same_in_every_layout() -> None:
+    plan = GeneratorNetwork(latent=4, width=2)
+    here, last = plan.build(1, 8), plan.build(1, 8).to(memory_format=torch.channels_last)
+    redrawn(here), redrawn(last)
+    torch.testing.assert_close(last.state_dict(), here.state_dict(), rtol=0, atol=0)
+
+
+def test_weights_elsewhere_are_redrawn_by_the_same_numbers_of_the_cpu() -> None:
+    here = GeneratorNetwork(latent=4, width=2).build(1, 8)
+    elsewhere = GeneratorNetwork(latent=4, width=2).build(1, 8).to("meta")  # which keeps no numbers
+    states = [redrawn(net).get_state() for net in (elsewhere, here)]
+    torch.testing.assert_close(states[0], states[1], rtol=0, atol=0)
+    assert all(held.is_meta for held in elsewhere.parameters())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_redrawn_weights_are_the_same_on_a_gpu() -> None:
+    plan = GeneratorNetwork(latent=4, width=2)
+    here, there = plan.build(1, 8), plan.build(1, 8).cuda()
+    redrawn(here), redrawn(there)
+    torch.testing.assert_close(there.cpu().state_dict(), here.state_dict(), rtol=0, atol=0)
+
+
 def test_pixels_are_stretched_to_the_whole_range() -> None:
     plan = Pixels(lr=0.3, start="uniform", bounds="stretch")
     made = parametrisation(plan, (1, 4, 4), NORMALISATION, NET)

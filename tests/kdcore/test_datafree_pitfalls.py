@@ -24,7 +24,12 @@ from kdcore.datafree.presets import PRESETS
 from kdcore.datafree.priors import PRIORS
 from kdcore.datafree.requirements import without_batch_norm
 from kdcore.datafree.selection import agreement
-from kdcore.datafree.statistics import Moments, statistics_distance, statistics_divergence
+from kdcore.datafree.statistics import (
+    AveragedDistance,
+    Moments,
+    statistics_distance,
+    statistics_divergence,
+)
 from kdcore.datafree.synthesis import Synthesizer
 from kdcore.datafree.transfer import TransferSet, transfer_set
 from kdcore.taps import Tapped
@@ -219,6 +224,18 @@ def test_a_picture_of_a_class_is_labelled_by_it(name: str) -> None:
     made = made_offline(toy(name))
     counts = torch.bincount(made.label, minlength=NUM_CLASSES)
     assert counts.tolist() == [len(made.label) // NUM_CLASSES] * NUM_CLASSES
+
+
+def test_averages_begin_with_the_first_round_that_is_judged_by_them() -> None:
+    method, name = toy("fast"), "averaged_statistics"
+    late = replace(method.priors[name], after=2)
+    made = synthesizer(replace(method, priors={**method.priors, name: late}))
+    rounds = [made.round(steps) for steps in (1, 1, 1, 0, 1)]
+    assert [name in one.parts for one in rounds] == [False, False, True, False, True]
+    held = made.priors.remembering[name]
+    assert isinstance(held, AveragedDistance)
+    assert int(held.get_buffer("rounds")) == 2  # nothing was seen in the one without a step
+    assert float(held.averages[0].variance.min()) > 0
 
 
 def test_classes_go_on_from_round_to_round_whatever_is_drawn_between() -> None:

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kdcore.datafree.draws import Draw, Stream
+from kdcore.datafree.images import Normalisation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,14 +18,17 @@ class Augmentation:
     """What a view does: first ``roll`` for the whole batch, then crop and flip for each picture."""
 
     roll: int = 0  # pixels at most in each direction, around the edge
-    crop: int = 0  # pixels of zero padding before a crop of the original size
+    crop: int = 0  # pixels of black padding before a crop of the original size
     flip: bool = False  # horizontal, with probability 1/2
 
-    def __call__(self, image: Float[Tensor, "b c h w"], draw: Draw) -> Float[Tensor, "b c h w"]:
+    def __call__(
+        self, image: Float[Tensor, "b c h w"], draw: Draw, normalisation: Normalisation
+    ) -> Float[Tensor, "b c h w"]:
+        """The view of pictures in the network's space, in which black is not 0."""
         if self.roll:
             image = rolled(image, self.roll, draw)
         if self.crop:
-            image = cropped(image, self.crop, draw)
+            image = cropped(image, self.crop, draw, black=normalisation.black(image))
         return flipped(image, draw) if self.flip else image
 
 
@@ -37,10 +41,13 @@ def rolled(image: Float[Tensor, "b c h w"], limit: int, draw: Draw) -> Float[Ten
     return image.roll((down - limit, right - limit), dims=(2, 3))
 
 
-def cropped(image: Float[Tensor, "b c h w"], padding: int, draw: Draw) -> Float[Tensor, "b c h w"]:
-    """Each picture padded with zeros and cut out again at a place of its own."""
+def cropped(
+    image: Float[Tensor, "b c h w"], padding: int, draw: Draw, *, black: Float[Tensor, "#c 1 1"]
+) -> Float[Tensor, "b c h w"]:
+    """Each picture padded with ``black`` and cut out again at a place of its own."""
     batch, channels, height, width = image.shape
-    padded = F.pad(image, (padding,) * 4)
+    around = F.pad(torch.zeros_like(image[:1, :1]), (padding,) * 4, value=1.0)
+    padded = F.pad(image, (padding,) * 4) + around * black
     top, left = draw.integers((2,), 2 * padding + 1, Stream.CROP).to(image.device).unbind(dim=1)
     rows = top[:, None] + torch.arange(height, device=image.device)
     columns = left[:, None] + torch.arange(width, device=image.device)

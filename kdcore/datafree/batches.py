@@ -128,11 +128,9 @@ class SyntheticBatches:
     def _pooled(self, count: int) -> Batch:
         method, draw = self.synthesizer.method, self.synthesizer.draw()
         draw = replace(draw, row=rows_of_worker(count, draw.row.device))
-        rows = self.pool.draw(draw)
-        image = self.pool.pictures(
-            rows, self.synthesizer.normalisation, self.synthesizer.like.dtype
-        )
-        return self._batch(method.student_view(image, draw), rows)
+        rows, normalisation = self.pool.draw(draw), self.synthesizer.normalisation
+        image = self.pool.pictures(rows, normalisation, self.synthesizer.like.dtype)
+        return self._batch(method.student_view(image, draw, normalisation), rows)
 
     def _batch(
         self, image: Float[Tensor, "b c h w"], index: Int[Tensor, " b"] | None = None

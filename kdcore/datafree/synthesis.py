@@ -131,7 +131,7 @@ class Synthesizer:
             mine = draw.part(number, count)
             seen = Seen(
                 image,
-                self.method.view(image, mine),
+                self.method.view(image, mine, self.normalisation),
                 target[number::count],
                 teacher=self.teacher,
                 students=self.students,

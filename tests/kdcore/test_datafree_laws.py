@@ -221,7 +221,7 @@ def test_a_row_s_numbers_depend_on_no_other_row() -> None:
 
 VIEWS: dict[str, Callable[[Tensor, Draw], Tensor]] = {
     "roll": lambda image, d: rolled(image, 2, d),
-    "crop": lambda image, d: cropped(image, 2, d),
+    "crop": lambda image, d: cropped(image, 2, d, black=NORMALISATION.black(image)),
     "flip": flipped,
     "local": resized_crop,
 }
@@ -239,13 +239,15 @@ def test_a_view_has_a_gradient_and_another_occasion_another_view(name: str) -> N
     assert bool((gradient != 0).any())
 
 
-def test_a_crop_is_cut_from_the_padded_picture() -> None:
-    image, here = torch.arange(50.0).reshape(2, 1, 5, 5), draw(2)
+def test_a_crop_is_cut_from_the_picture_with_black_around_it() -> None:
+    normalisation = Normalisation((0.1, 0.5, 0.9), (0.2, 0.3, 0.4))
+    pixels, here = torch.rand(4, 3, 5, 5), draw(4)
     top, left = here.integers((2,), 5, Stream.CROP).unbind(dim=1)
-    padded = torch.nn.functional.pad(image, (2, 2, 2, 2))
-    for row, seen in enumerate(cropped(image, 2, here)):
+    padded = normalisation.to_network(torch.nn.functional.pad(pixels, (2, 2, 2, 2)))
+    view = Augmentation(crop=2)(normalisation.to_network(pixels), here, normalisation)
+    for row, seen in enumerate(view):
         expected = padded[row, :, top[row] : top[row] + 5, left[row] : left[row] + 5]
-        torch.testing.assert_close(seen, expected)
+        torch.testing.assert_close(seen, expected, rtol=0, atol=0)
 
 
 def test_a_whole_local_view_is_the_picture() -> None:
@@ -255,7 +257,7 @@ def test_a_whole_local_view_is_the_picture() -> None:
 
 def test_an_augmentation_of_nothing_is_the_picture() -> None:
     image = torch.randn(2, 1, 4, 4)
-    assert Augmentation()(image, draw(2)) is image
+    assert Augmentation()(image, draw(2), NORMALISATION) is image
 
 
 @pytest.mark.parametrize("ending", ["sigmoid", "tanh_batch_norm", "batch_norm"])

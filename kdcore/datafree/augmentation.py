@@ -31,6 +31,11 @@ class Augmentation:
             image = cropped(image, self.crop, draw, black=normalisation.black(image))
         return flipped(image, draw) if self.flip else image
 
+    def local(self, image: Float[Tensor, "b c h w"], draw: Draw) -> Float[Tensor, "b c h w"]:
+        """A part of each picture, mirrored where views are, but by numbers of its own."""
+        part = resized_crop(image, draw)
+        return flipped(part, draw, stream=Stream.LOCAL_FLIP) if self.flip else part
+
 
 def rolled(image: Float[Tensor, "b c h w"], limit: int, draw: Draw) -> Float[Tensor, "b c h w"]:
     """All pictures moved by the same random number of pixels, what leaves coming in opposite.
@@ -56,9 +61,11 @@ def cropped(
     return padded[number, channel, rows[:, None, :, None], columns[:, None, None, :]]
 
 
-def flipped(image: Float[Tensor, "b c h w"], draw: Draw) -> Float[Tensor, "b c h w"]:
+def flipped(
+    image: Float[Tensor, "b c h w"], draw: Draw, *, stream: Stream = Stream.FLIP
+) -> Float[Tensor, "b c h w"]:
     """Each picture mirrored or not."""
-    mirrored = draw.uniform((), Stream.FLIP).to(image.device) < 0.5
+    mirrored = draw.uniform((), stream).to(image.device) < 0.5
     return torch.where(mirrored[:, None, None, None], image.flip(3), image)
 
 
@@ -67,8 +74,8 @@ def resized_crop(
 ) -> Float[Tensor, "b c h w"]:
     """Of each picture a square of at least ``smallest`` of its area, enlarged to the whole size.
 
-    Source: the local view of Fang and others 2021 (CMI), arXiv:2105.08584, without the change of
-    aspect ratio.
+    Source: the local view of Fang and others 2021 (CMI), arXiv:2105.08584, before its flip; theirs
+    also changes the aspect ratio.
     """
     area, down, right = draw.uniform((3,), Stream.LOCAL_VIEW).to(image).unbind(dim=1)
     side = (smallest + (1 - smallest) * area).sqrt()

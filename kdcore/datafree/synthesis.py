@@ -128,15 +128,7 @@ class Synthesizer:
         draw, count = self.draw(), len(pictures)
         total, parts = self.like.new_zeros(()), Counter[str]()
         for number, image in enumerate(pictures):
-            mine = draw.part(number, count)
-            seen = Seen(
-                image,
-                self.method.view(image, mine, self.normalisation),
-                target[number::count],
-                teacher=self.teacher,
-                students=self.students,
-                draw=mine,
-            )
+            seen = self._seen(image, target[number::count], draw.part(number, count))
             loss, said = self.priors(seen, self.rounds)
             total = total + loss
             parts.update({name: float(value) / count for name, value in said.items()})
@@ -147,6 +139,17 @@ class Synthesizer:
                 "of the pictures or that prior's weight"
             )
         return total, dict(parts)
+
+    def _seen(self, image: Tensor, target: Tensor, draw: Draw) -> Seen:
+        return Seen(
+            image,
+            target,
+            draw,
+            augmentation=self.method.view,
+            normalisation=self.normalisation,
+            teacher=self.teacher,
+            students=self.students,
+        )
 
     def _step(self, loss: Tensor) -> None:
         changed, heads = self.made.changed(), list(self.priors.parameters())
@@ -175,7 +178,7 @@ class Synthesizer:
     def _blank(self, shape: Sequence[int]) -> Seen:
         image = self.like.new_zeros(2, *shape)
         draw = Draw(torch.arange(2, device=image.device), 0, self.seed)
-        return Seen(image, image, image, teacher=self.teacher, draw=draw)
+        return self._seen(image, image, draw)
 
     def state_dict(self) -> dict[str, Any]:
         """Generators, memories, optimisers, and how far the drawing of numbers has come."""

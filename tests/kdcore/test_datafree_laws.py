@@ -16,9 +16,11 @@ from kdcore.datafree.draws import Draw, Stream
 from kdcore.datafree.generated import AdaptedPictures, reptile_gradient
 from kdcore.datafree.generators import GeneratorNetwork, redraw
 from kdcore.datafree.images import Normalisation
+from kdcore.datafree.observation import observe
 from kdcore.datafree.parametrisations import memory_format_of, parametrisation
 from kdcore.datafree.plans import Adapted, Generators, Pixels
 from kdcore.datafree.priors import PRIORS
+from kdcore.datafree.seen import Seen
 from kdcore.datafree.statistics import AveragedDistance, Moments, statistics_distance
 from kdcore.datafree.targets import (
     Classes,
@@ -224,6 +226,7 @@ VIEWS: dict[str, Callable[[Tensor, Draw], Tensor]] = {
     "crop": lambda image, d: cropped(image, 2, d, black=NORMALISATION.black(image)),
     "flip": flipped,
     "local": resized_crop,
+    "local, mirrored": Augmentation(flip=True).local,
 }
 
 
@@ -253,6 +256,27 @@ def test_a_crop_is_cut_from_the_picture_with_black_around_it() -> None:
 def test_a_whole_local_view_is_the_picture() -> None:
     image = double(3, 1, 6, 6)
     torch.testing.assert_close(resized_crop(image, draw(3), smallest=1.0), image)
+
+
+def test_a_local_view_is_mirrored_where_views_are_by_numbers_of_its_own() -> None:
+    image, here = double(40, 1, 6, 6), draw(40)
+    part, local = resized_crop(image, here), Augmentation(flip=True).local(image, here)
+    mirrored = (local == part.flip(3)).flatten(1).all(dim=1)
+    plain = (local == part).flatten(1).all(dim=1)
+    assert bool((mirrored ^ plain).all())
+    whole = (flipped(image, here) == image.flip(3)).flatten(1).all(dim=1)
+    assert 0 < int((mirrored & whole).sum()) < min(int(mirrored.sum()), int(whole.sum()))
+    torch.testing.assert_close(Augmentation().local(image, here), part, rtol=0, atol=0)
+
+
+def test_pictures_are_contrasted_with_the_local_view_of_their_augmentation() -> None:
+    image, here, teacher = torch.rand(6, 1, 8, 8), draw(6), trained_teacher()
+    for view in (Augmentation(), Augmentation(flip=True)):
+        seen = Seen(
+            image, image, here, augmentation=view, normalisation=NORMALISATION, teacher=teacher
+        )
+        expected = observe(teacher, view.local(image, here)).instance
+        torch.testing.assert_close(seen.local_instance, expected)
 
 
 def test_an_augmentation_of_nothing_is_the_picture() -> None:

@@ -11,9 +11,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from kdcore.datafree.draws import rows_of_worker
-from kdcore.datafree.measurement import Rounds, picture_metrics
+from kdcore.datafree.measurement import Rounds, answers, picture_metrics
 from kdcore.datafree.memory import Pool
-from kdcore.datafree.observation import observe
 from kdcore.datafree.plans import Alternation, EveryEpoch, Offline
 from kdcore.datafree.synthesis import Round, Synthesizer
 from kdcore.rows import gather_rows
@@ -97,8 +96,7 @@ class SyntheticBatches:
         """Of the last epoch's rounds: losses, and of the last pictures what the teacher says."""
         if self.rounds.last is None:
             return {}
-        with torch.no_grad():
-            said = observe(self.synthesizer.teacher, self.rounds.last.image)
+        said = answers(self.synthesizer.teacher, [self.rounds.last.image])
         return self.rounds.metrics | picture_metrics(said)
 
     def _from_pool(self, schedule: EveryEpoch) -> Iterator[Batch]:

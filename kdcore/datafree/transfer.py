@@ -10,8 +10,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from kdcore.datafree.images import Normalisation
-from kdcore.datafree.measurement import Rounds, picture_metrics
-from kdcore.datafree.observation import Observation, observe
+from kdcore.datafree.measurement import Answers, Rounds, answers, picture_metrics
 from kdcore.datafree.plans import Method, Offline
 from kdcore.datafree.synthesis import Round, Synthesizer
 from kdcore.datafree.targets import AIMED, Records
@@ -71,22 +70,18 @@ def transfer_set(
         seed=shard_seed(seed, shard),
         first=first,
     )
-    rounds = [synthesizer.round() for _ in range(-(-count // method.schedule.batch_size))]
+    size = method.schedule.batch_size
+    rounds = [synthesizer.round() for _ in range(-(-count // size))]
     image = normalisation.stored(torch.cat([made.image for made in rounds]))[:count]
-    seen = normalisation.loaded(image, synthesizer.like.dtype)
-    said = _said(teacher, seen)
-    logits = said.outputs.logits
+    dtype = synthesizer.like.dtype
+    parts = torch.split(image, size)  # what the teacher has room for while pictures are made
+    said = answers(teacher, (normalisation.loaded(part, dtype) for part in parts))
     aimed = torch.cat([made.label for made in rounds])[:count]
-    label = aimed if isinstance(method.targets, AIMED) else logits.argmax(dim=1)
-    return TransferSet(image, label, logits, _metrics(rounds[-1], said))
+    label = aimed if isinstance(method.targets, AIMED) else said.logits.argmax(dim=1)
+    return TransferSet(image, label, said.logits, _metrics(rounds[-1], said))
 
 
-@torch.no_grad()
-def _said(teacher: Tapped, image: Float[Tensor, "n c h w"]) -> Observation:
-    return observe(teacher, image)
-
-
-def _metrics(last: Round, said: Observation) -> dict[str, float]:
+def _metrics(last: Round, said: Answers) -> dict[str, float]:
     rounds = Rounds()
     rounds.add(last)
     return rounds.metrics | picture_metrics(said)

@@ -16,6 +16,7 @@ from kdcore.datafree.batches import SyntheticBatches
 from kdcore.datafree.contrast import Contrast
 from kdcore.datafree.images import Normalisation
 from kdcore.datafree.learning import published_step
+from kdcore.datafree.measurement import answers, picture_metrics
 from kdcore.datafree.memory import Pool
 from kdcore.datafree.observation import observe
 from kdcore.datafree.plans import Alternation, Method, Offline, Weighted
@@ -255,6 +256,29 @@ def test_classes_go_on_from_shard_to_shard() -> None:
         for shard, count in enumerate(counts)
     ]
     torch.testing.assert_close(torch.cat(labels), torch.arange(17) % NUM_CLASSES)
+
+
+def test_a_transfer_set_goes_through_the_teacher_a_batch_at_a_time() -> None:
+    teacher, sizes = trained_teacher(), []
+    teacher.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
+    transfer_set(
+        teacher, toy("noise"), shape=SHAPE, normalisation=NORMALISATION, count=2 * BATCH + 8, seed=0
+    )
+    assert sizes == [BATCH, BATCH, 8]
+
+
+def test_what_is_said_of_parts_is_what_is_said_of_the_whole() -> None:
+    teacher, (image, _) = trained_teacher(), patterns(40, seed=5)
+    whole, parts = observe(teacher, image), answers(teacher, image.split(16))
+    torch.testing.assert_close(parts.logits, whole.outputs.logits)
+    expected = [moment.double() for layer in whole.moments for moment in layer]
+    found = [moment for layer in parts.moments for moment in layer]
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    metrics = [picture_metrics(one) for one in (parts, answers(teacher, [image]))]
+    assert metrics[0] == pytest.approx(metrics[1], abs=1e-6)
+    assert metrics[0]["statistics"] == pytest.approx(
+        float(statistics_distance(whole.moments, whole.running)), rel=1e-5
+    )
 
 
 def test_a_collapse_shows_in_the_shares_of_the_classes() -> None:

@@ -30,7 +30,8 @@ class SyntheticBatches:
     batch before asking for the next. The label is the teacher's choice, the row number that of the
     pool, or of the batch for pictures that are seen once. ``rounds`` are what the last epoch made.
 
-    Of every round that goes into a pool, ``held_out`` pictures never reach the student's training.
+    Of every epoch's round ``held_out`` pictures never reach the student's training; generators that
+    learn on make others to judge it by.
     State is taken and loaded between epochs. Raises ValueError for a method whose pictures are made
     before any student (``transfer_set``).
     """
@@ -72,8 +73,9 @@ class SyntheticBatches:
         self.rounds.add(made)
         if isinstance(self.schedule, EveryEpoch) or self.schedule.replay:
             stored = gather_rows(self.synthesizer.normalisation.stored(made.image))
-            self.held.add(stored[: self.held_out])
-            self.pool.add(stored[self.held_out :])
+            held_out = self.held_out if isinstance(self.schedule, EveryEpoch) else 0
+            self.held.add(stored[:held_out])
+            self.pool.add(stored[held_out:])
         return made
 
     def held_out_batches(self) -> Iterator[Batch]:

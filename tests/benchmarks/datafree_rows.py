@@ -98,6 +98,7 @@ BUDGETS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
         {
             **_DAFL,
             "schedule": {"batch_size": BATCH, "rounds": 50, "student_steps": 2, "replay": True},
+            "pool_limit": STEPS // 2 * BATCH,  # every round's
         },
     ),
     # fresh pictures, and BatchNorm's usual eps, which published code has 0.8 of by mistake

@@ -457,12 +457,22 @@ def test_every_prior_of_every_preset_is_in_the_table() -> None:
         assert set(method.priors) <= set(PRIORS)
 
 
+def test_replay_needs_a_limit() -> None:
+    method = toy("dafl")
+    schedule = replace(method.schedule, replay=True)
+    with pytest.raises(ValueError, match="every checkpoint: give `pool_limit`"):
+        replace(method, schedule=schedule)
+
+
 def test_older_pictures_are_replayed_every_second_step() -> None:
     method = toy("dafl")
     assert isinstance(method.schedule, Alternation)
     schedule = replace(method.schedule, student_steps=2, replay=True, rounds=3)
-    batches = SyntheticBatches(synthesizer(replace(method, schedule=schedule)))
+    replayed = replace(method, schedule=schedule, pool_limit=2 * BATCH)
+    batches = SyntheticBatches(synthesizer(replayed), held_out=8)
     seen = list(batches.epoch(0))
+    # its student is judged on fresh pictures: none is held out for that
+    assert (len(batches.held), len(batches.pool)) == (0, 2 * BATCH)
     assert len(seen) == 6
     pixels = NORMALISATION.stored(seen[5].image)
     pool = batches.pool.stored

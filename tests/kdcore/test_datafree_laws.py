@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from scipy import stats
-from torch import Tensor
+from torch import Tensor, nn
 
 from kdcore.datafree.augmentation import Augmentation, cropped, flipped, resized_crop, rolled
 from kdcore.datafree.dirichlet import dirichlet
@@ -41,7 +41,7 @@ FUNCTIONS = {
     name: prior.function for name, prior in PRIORS.items() if not isinstance(prior.function, type)
 }
 NORMALISATION = Normalisation((0.4,), (0.2,))
-NET = torch.nn.Linear(1, 1)  # whose device, type and layout pictures have
+NET = nn.Linear(1, 1)  # whose device, type and layout pictures have
 
 
 def draw(count: int, occasion: int = 1, seed: int = 0) -> Draw:
@@ -246,7 +246,7 @@ def test_a_crop_is_cut_from_the_picture_with_black_around_it() -> None:
     normalisation = Normalisation((0.1, 0.5, 0.9), (0.2, 0.3, 0.4))
     pixels, here = torch.rand(4, 3, 5, 5), draw(4)
     top, left = here.integers((2,), 5, Stream.CROP).unbind(dim=1)
-    padded = normalisation.to_network(torch.nn.functional.pad(pixels, (2, 2, 2, 2)))
+    padded = normalisation.to_network(nn.functional.pad(pixels, (2, 2, 2, 2)))
     view = Augmentation(crop=2)(normalisation.to_network(pixels), here, normalisation)
     for row, seen in enumerate(view):
         expected = padded[row, :, top[row] : top[row] + 5, left[row] : left[row] + 5]
@@ -306,6 +306,15 @@ def test_a_generator_has_the_layout_of_its_teacher(layout: torch.memory_format) 
     assert memory_format_of(made.net) == memory_format_of(teacher) == layout
 
 
+def test_kernels_of_one_channel_or_pixel_have_no_layout() -> None:
+    grey, grouped, mixing = nn.Conv2d(1, 6, 3), nn.Conv2d(6, 6, 3, groups=6), nn.Conv2d(6, 6, 1)
+    separable, whole = nn.Sequential(grey, grouped, mixing), nn.Conv2d(6, 6, 3)
+    assert memory_format_of(separable) == torch.contiguous_format
+    assert memory_format_of(nn.Sequential(separable, whole)) == torch.contiguous_format
+    last = whole.to(memory_format=torch.channels_last)
+    assert memory_format_of(nn.Sequential(separable, last)) == torch.channels_last
+
+
 def test_a_generator_of_an_odd_size_is_refused() -> None:
     with pytest.raises(ValueError, match="multiple of 4, got 10"):
         GeneratorNetwork().build(1, 10)
@@ -327,7 +336,7 @@ def test_redrawn_weights_are_small_and_of_the_generator() -> None:
     torch.testing.assert_close(net.body[0].running_mean, torch.zeros(16))
 
 
-def redrawn(net: torch.nn.Module) -> torch.Generator:
+def redrawn(net: nn.Module) -> torch.Generator:
     generator = torch.Generator().manual_seed(0)
     redraw(net, generator)
     return generator

@@ -200,7 +200,10 @@ class Synthesizer:
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """Networks drawn from torch's own generator, which is afterwards where it was."""
+    """Networks drawn from torch's own generator, which is afterwards where it was.
+
+    It is the CPU's, on which networks are drawn; no other is touched.
+    """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed every GPU's too
         yield

@@ -404,6 +404,29 @@ def test_a_synthesizer_leaves_torch_s_random_numbers_where_they_were() -> None:
     torch.testing.assert_close(torch.get_rng_state(), before, rtol=0, atol=0)
 
 
+def test_a_synthesizer_seeds_no_generator_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    seeded: list[int] = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+    torch.manual_seed(7)
+    assert seeded == [7]  # that is how a GPU's would be
+    synthesizer(toy("cmi"), seed=8).round()
+    assert seeded == [7]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_synthesizer_leaves_a_gpu_s_random_numbers_where_they_were() -> None:
+    before = torch.cuda.get_rng_state()
+    made = Synthesizer(
+        trained_teacher().cuda(),
+        toy("cmi"),
+        shape=SHAPE,
+        normalisation=NORMALISATION,
+        students=[new_student().cuda()],
+    )
+    made.round(), made.round()
+    torch.testing.assert_close(torch.cuda.get_rng_state(), before, rtol=0, atol=0)
+
+
 def test_a_student_is_kept_by_how_much_it_agrees() -> None:
     batches = SyntheticBatches(synthesizer(toy("fast")))
     held_out = list(batches.epoch(0))

@@ -47,6 +47,7 @@ class _Shard:
     """One Parquet file: its number decides its pictures, the seed beside it."""
 
     number: int
+    first: int  # picture of the set
     count: int
 
     def path(self, folder: Path) -> Path:
@@ -142,7 +143,7 @@ def _check_manifest(path: Path, content: dict[str, Any]) -> None:
 
 def _shards(config: TransferConfig) -> Iterator[_Shard]:
     for number, start in enumerate(range(0, config.count, config.shard_size)):
-        yield _Shard(number, min(config.shard_size, config.count - start))
+        yield _Shard(number, start, min(config.shard_size, config.count - start))
 
 
 def _made(
@@ -213,6 +214,7 @@ class _Inventor:
             count=shard.count,
             seed=config.seed,
             shard=shard.number,
+            first=shard.first,
             records=self.records,
         )
         if shard.number % config.samples_every == 0:

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kdcore.datafree.draws import Draw, Stream
+from kdcore.datafree.images import Normalisation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,15 +18,23 @@ class Augmentation:
     """What a view does: first ``roll`` for the whole batch, then crop and flip for each picture."""
 
     roll: int = 0  # pixels at most in each direction, around the edge
-    crop: int = 0  # pixels of zero padding before a crop of the original size
+    crop: int = 0  # pixels of black padding before a crop of the original size
     flip: bool = False  # horizontal, with probability 1/2
 
-    def __call__(self, image: Float[Tensor, "b c h w"], draw: Draw) -> Float[Tensor, "b c h w"]:
+    def __call__(
+        self, image: Float[Tensor, "b c h w"], draw: Draw, normalisation: Normalisation
+    ) -> Float[Tensor, "b c h w"]:
+        """The view of pictures in the network's space, in which black is not 0."""
         if self.roll:
             image = rolled(image, self.roll, draw)
         if self.crop:
-            image = cropped(image, self.crop, draw)
+            image = cropped(image, self.crop, draw, black=normalisation.black(image))
         return flipped(image, draw) if self.flip else image
+
+    def local(self, image: Float[Tensor, "b c h w"], draw: Draw) -> Float[Tensor, "b c h w"]:
+        """A part of each picture, mirrored where views are, but by numbers of its own."""
+        part = resized_crop(image, draw)
+        return flipped(part, draw, stream=Stream.LOCAL_FLIP) if self.flip else part
 
 
 def rolled(image: Float[Tensor, "b c h w"], limit: int, draw: Draw) -> Float[Tensor, "b c h w"]:
@@ -37,10 +46,13 @@ def rolled(image: Float[Tensor, "b c h w"], limit: int, draw: Draw) -> Float[Ten
     return image.roll((down - limit, right - limit), dims=(2, 3))
 
 
-def cropped(image: Float[Tensor, "b c h w"], padding: int, draw: Draw) -> Float[Tensor, "b c h w"]:
-    """Each picture padded with zeros and cut out again at a place of its own."""
+def cropped(
+    image: Float[Tensor, "b c h w"], padding: int, draw: Draw, *, black: Float[Tensor, "#c 1 1"]
+) -> Float[Tensor, "b c h w"]:
+    """Each picture padded with ``black`` and cut out again at a place of its own."""
     batch, channels, height, width = image.shape
-    padded = F.pad(image, (padding,) * 4)
+    around = F.pad(torch.zeros_like(image[:1, :1]), (padding,) * 4, value=1.0)
+    padded = F.pad(image, (padding,) * 4) + around * black
     top, left = draw.integers((2,), 2 * padding + 1, Stream.CROP).to(image.device).unbind(dim=1)
     rows = top[:, None] + torch.arange(height, device=image.device)
     columns = left[:, None] + torch.arange(width, device=image.device)
@@ -49,9 +61,11 @@ def cropped(image: Float[Tensor, "b c h w"], padding: int, draw: Draw) -> Float[
     return padded[number, channel, rows[:, None, :, None], columns[:, None, None, :]]
 
 
-def flipped(image: Float[Tensor, "b c h w"], draw: Draw) -> Float[Tensor, "b c h w"]:
+def flipped(
+    image: Float[Tensor, "b c h w"], draw: Draw, *, stream: Stream = Stream.FLIP
+) -> Float[Tensor, "b c h w"]:
     """Each picture mirrored or not."""
-    mirrored = draw.uniform((), Stream.FLIP).to(image.device) < 0.5
+    mirrored = draw.uniform((), stream).to(image.device) < 0.5
     return torch.where(mirrored[:, None, None, None], image.flip(3), image)
 
 
@@ -60,8 +74,8 @@ def resized_crop(
 ) -> Float[Tensor, "b c h w"]:
     """Of each picture a square of at least ``smallest`` of its area, enlarged to the whole size.
 
-    Source: the local view of Fang and others 2021 (CMI), arXiv:2105.08584, without the change of
-    aspect ratio.
+    Source: the local view of Fang and others 2021 (CMI), arXiv:2105.08584, before its flip; theirs
+    also changes the aspect ratio.
     """
     area, down, right = draw.uniform((3,), Stream.LOCAL_VIEW).to(image).unbind(dim=1)
     side = (smallest + (1 - smallest) * area).sqrt()

@@ -11,9 +11,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from kdcore.datafree.draws import rows_of_worker
-from kdcore.datafree.measurement import Rounds, picture_metrics
+from kdcore.datafree.measurement import Rounds, answers, picture_metrics
 from kdcore.datafree.memory import Pool
-from kdcore.datafree.observation import observe
 from kdcore.datafree.plans import Alternation, EveryEpoch, Offline
 from kdcore.datafree.synthesis import Round, Synthesizer
 from kdcore.rows import gather_rows
@@ -31,7 +30,8 @@ class SyntheticBatches:
     batch before asking for the next. The label is the teacher's choice, the row number that of the
     pool, or of the batch for pictures that are seen once. ``rounds`` are what the last epoch made.
 
-    Of every round that goes into a pool, ``held_out`` pictures never reach the student's training.
+    Of every epoch's round ``held_out`` pictures never reach the student's training; generators that
+    learn on make others to judge it by.
     State is taken and loaded between epochs. Raises ValueError for a method whose pictures are made
     before any student (``transfer_set``).
     """
@@ -73,8 +73,9 @@ class SyntheticBatches:
         self.rounds.add(made)
         if isinstance(self.schedule, EveryEpoch) or self.schedule.replay:
             stored = gather_rows(self.synthesizer.normalisation.stored(made.image))
-            self.held.add(stored[: self.held_out])
-            self.pool.add(stored[self.held_out :])
+            held_out = self.held_out if isinstance(self.schedule, EveryEpoch) else 0
+            self.held.add(stored[:held_out])
+            self.pool.add(stored[held_out:])
         return made
 
     def held_out_batches(self) -> Iterator[Batch]:
@@ -97,8 +98,7 @@ class SyntheticBatches:
         """Of the last epoch's rounds: losses, and of the last pictures what the teacher says."""
         if self.rounds.last is None:
             return {}
-        with torch.no_grad():
-            said = observe(self.synthesizer.teacher, self.rounds.last.image)
+        said = answers(self.synthesizer.teacher, [self.rounds.last.image])
         return self.rounds.metrics | picture_metrics(said)
 
     def _from_pool(self, schedule: EveryEpoch) -> Iterator[Batch]:
@@ -128,11 +128,9 @@ class SyntheticBatches:
     def _pooled(self, count: int) -> Batch:
         method, draw = self.synthesizer.method, self.synthesizer.draw()
         draw = replace(draw, row=rows_of_worker(count, draw.row.device))
-        rows = self.pool.draw(draw)
-        image = self.pool.pictures(
-            rows, self.synthesizer.normalisation, self.synthesizer.like.dtype
-        )
-        return self._batch(method.student_view(image, draw), rows)
+        rows, normalisation = self.pool.draw(draw), self.synthesizer.normalisation
+        image = self.pool.pictures(rows, normalisation, self.synthesizer.like.dtype)
+        return self._batch(method.student_view(image, draw, normalisation), rows)
 
     def _batch(
         self, image: Float[Tensor, "b c h w"], index: Int[Tensor, " b"] | None = None

@@ -31,6 +31,7 @@ class Stream(IntEnum):
     LOCAL_VIEW = 7
     MEMORY = 8
     WEIGHTS = 9
+    LOCAL_FLIP = 10
 
 
 @dataclass(frozen=True)

@@ -71,22 +71,30 @@ class Generator(nn.Module):
         return image
 
 
+@torch.no_grad()
 def redraw(net: nn.Module, generator: torch.Generator, *, std: float = 0.02) -> None:
     """Draw all weights anew: N(0, 0.02), of BatchNorm N(1, 0.02); biases and statistics are reset.
+
+    By a generator of the CPU, the same numbers on every device and in every layout.
 
     Source: the code of Fang and others 2021 (CMI), arXiv:2105.08584, before every batch.
     """
     for module in net.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
-            nn.init.normal_(module.weight, 0.0, std, generator=generator)
+            module.weight.copy_(_normal(module.weight, 0.0, std, generator))
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
         elif isinstance(module, BatchNorm):
             nn.init.zeros_(module.running_mean)
             nn.init.ones_(module.running_var)
             if module.weight.requires_grad:
-                nn.init.normal_(module.weight, 1.0, std, generator=generator)
+                module.weight.copy_(_normal(module.weight, 1.0, std, generator))
                 nn.init.zeros_(module.bias)
+
+
+def _normal(like: Tensor, mean: float, std: float, generator: torch.Generator) -> Tensor:
+    # made beside the weights: torch fills a GPU's from a generator of the GPU only
+    return torch.empty(like.shape, dtype=like.dtype).normal_(mean, std, generator=generator)
 
 
 def _block(in_channels: int, out_channels: int, plan: GeneratorNetwork) -> list[nn.Module]:

@@ -27,6 +27,11 @@ class Normalisation:
         mean, std = self._columns(image)
         return image * std + mean
 
+    def black(self, like: Float[Tensor, "b c h w"]) -> Float[Tensor, "#c 1 1"]:
+        """What a network takes for pixels of 0."""
+        mean, std = self._columns(like)
+        return -mean / std
+
     def clipped(self, image: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         """The nearest picture whose pixels are in [0, 1]."""
         return self.to_network(self.to_pixels(image).clamp(0, 1))

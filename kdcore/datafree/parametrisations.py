@@ -20,10 +20,10 @@ from kdcore.datafree.plans import Generators, Pixels, Plan
 def parametrisation(
     plan: Plan, shape: Sequence[int], normalisation: Normalisation, teacher: nn.Module
 ) -> Parametrisation:
-    """The plan for pictures (C, H, W), on the device of the teacher, of its type and layout.
+    """The plan for pictures (C, H, W), on the device of the teacher and of its type.
 
-    Generators are drawn from torch's generator, as networks are. Raises ValueError for a generator
-    of pictures that are not square.
+    Generators have its layout too, and are drawn from torch's generator, as networks are. Raises
+    ValueError for a generator of pictures that are not square.
     """
     like = next(teacher.parameters()).detach()
     if isinstance(plan, Pixels):
@@ -42,7 +42,14 @@ def parametrisation(
 
 
 def memory_format_of(net: nn.Module) -> torch.memory_format:
-    """Channels last where all convolutions are: what one net hands the next is then not copied."""
-    kernels = [held for held in net.parameters() if held.dim() == 4]
+    """Channels last where all convolutions are: what one net hands the next is then not copied.
+
+    Kernels of one channel or of one pixel are of both layouts and say nothing.
+    """
+    kernels = [
+        held
+        for held in net.parameters()
+        if held.dim() == 4 and held.shape[1] > 1 and held.shape[2:].numel() > 1
+    ]
     last = [held.is_contiguous(memory_format=torch.channels_last) for held in kernels]
     return torch.channels_last if last and all(last) else torch.contiguous_format

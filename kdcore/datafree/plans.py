@@ -106,7 +106,7 @@ class Alternation:
 
     The student sees ``fresh`` pictures, those of the ``same_latents`` as the generator's last step,
     or the ``same_pictures`` that this step was taken on (one backward pass for both, as published).
-    With ``replay`` every second one of its batches is of older pictures.
+    With ``replay`` every second one of its batches is of older pictures, those of the pool.
     """
 
     batch_size: int
@@ -135,7 +135,10 @@ class Distilled:
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """Everything that tells one data-free method from another."""
+    """Everything that tells one data-free method from another.
+
+    Raises ValueError for replay from a pool without a limit.
+    """
 
     images: Plan
     priors: Mapping[str, Weighted]
@@ -147,3 +150,10 @@ class Method:
     pool_limit: int | None = None
     student_view: Augmentation = field(default_factory=Augmentation)  # of those it gets
     losses: Mapping[str, Distilled]
+
+    def __post_init__(self) -> None:
+        if isinstance(self.schedule, Alternation) and self.schedule.replay and not self.pool_limit:
+            raise ValueError(
+                "replay keeps the pictures of every round, in memory and in every checkpoint: give "
+                "`pool_limit`, the number of the newest pictures that are replayed"
+            )

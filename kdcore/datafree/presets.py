@@ -25,7 +25,8 @@ from kdcore.datafree.targets import (
 )
 
 # Lopes, Fenu & Starner 2017, arXiv:1710.07535: the top layer, MNIST, their code's steps and rate.
-# Samples have the recorded covariance; `targets.published` has its square, as their code.
+# Samples have the recorded covariance; `targets.published` has its square, as their code. Their
+# records of all layers, and of their spectra, are left out.
 LOPES = Method(
     images=Pixels(lr=0.07, start="dark", bounds="none"),
     targets=RecordedActivations(),
@@ -46,7 +47,9 @@ ZSKD = Method(
     losses={"soft_ce": Distilled(params={"temperature": 20.0})},
 )
 
-# Wang 2021, arXiv:2104.04868: MNIST. No code was published: steps and rate are ZSKD's.
+# Wang 2021, arXiv:2104.04868: MNIST. No code was published: steps and rate are ZSKD's. The
+# activation is the classifier's input; the paper has the last convolution's, which
+# `priors.activation.layer` may name.
 SOFT_TARGET = Method(
     images=Pixels(lr=1e-3, start="uniform", bounds="clip"),
     targets=GaussianPredictions(deviation=1.5),
@@ -60,7 +63,8 @@ SOFT_TARGET = Method(
 )
 
 # Yin and others 2020, arXiv:1912.08795: CIFAR-10, the "paper parameters" of their README. The best
-# pictures are kept, which their code means to do (it keeps a name of the last).
+# pictures are kept, which their code means to do (it keeps a name of the last). What they do for
+# ImageNet is left out: two resolutions, one after the other, and a rate that falls along a cosine.
 DEEPINVERSION = Method(
     images=Pixels(lr=0.05, start="normal", bounds="none"),
     targets=Classes(),
@@ -126,7 +130,8 @@ ZSKT = Method(
 )
 
 # Choi and others 2020, arXiv:2005.04136: without official code, the sign of the class balance as in
-# the paper, alpha and warm-up of a reproduction. `images.count` and more students make ensembles.
+# the paper, alpha and warm-up of a reproduction. `images.count` makes an ensemble of generators.
+# A `Synthesizer` also takes several students; a run in YAML has one.
 DFQ = Method(
     images=Generators(
         network=GeneratorNetwork(latent=512, ending="tanh_batch_norm"), lr=1e-3, betas=(0.5, 0.999)
@@ -161,7 +166,8 @@ CMI = Method(
 )
 
 # Fang and others 2022, arXiv:2112.15278: CIFAR-10, five steps, FOMAML; `images.kind` has Reptile
-# and plain reuse. The outer rate is the inner one times the steps, as their code.
+# and plain reuse. The outer rate is the inner one times the steps, as their code, whose `reset_l0`
+# is left out: it draws the generator's first layers anew in the middle of training.
 FAST = Method(
     images=Adapted(
         network=GeneratorNetwork(latent=256), lr=3e-3, latent_lr=0.01, kind="fomaml", meta_lr=0.015

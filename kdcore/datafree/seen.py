@@ -9,8 +9,9 @@ from typing import Any, final
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from kdcore.datafree.augmentation import resized_crop
+from kdcore.datafree.augmentation import Augmentation
 from kdcore.datafree.draws import Draw
+from kdcore.datafree.images import Normalisation
 from kdcore.datafree.observation import Observation, observe
 from kdcore.datafree.statistics import Moments
 from kdcore.datafree.targets import LOGITS
@@ -22,21 +23,28 @@ from kdcore.terms import feature_of
 class Seen:
     """All that a batch of pictures can be judged by, each computed when a prior first asks.
 
-    Networks see the ``view``; priors on the pictures themselves see ``image``.
+    Networks see the ``view``, which is the augmentation's; priors on the pictures themselves see
+    ``image``.
     """
 
     def __init__(
         self,
         image: Float[Tensor, "b c h w"],
-        view: Float[Tensor, "b c h w"],
         target: Tensor,
+        draw: Draw,
         *,
+        augmentation: Augmentation,
+        normalisation: Normalisation,
         teacher: Tapped,
         students: Sequence[nn.Module] = (),
-        draw: Draw,
     ) -> None:
-        self.image, self.view, self.target = image, view, target
-        self._teacher, self._students, self._draw = teacher, students, draw
+        self.image, self.target = image, target
+        self._draw, self._augmentation, self._normalisation = draw, augmentation, normalisation
+        self._teacher, self._students = teacher, students
+
+    @cached_property
+    def view(self) -> Tensor:
+        return self._augmentation(self.image, self._draw, self._normalisation)
 
     @cached_property
     def observation(self) -> Observation:
@@ -74,4 +82,4 @@ class Seen:
 
     @cached_property
     def local_instance(self) -> Tensor:
-        return observe(self._teacher, resized_crop(self.image, self._draw)).instance
+        return observe(self._teacher, self._augmentation.local(self.image, self._draw)).instance

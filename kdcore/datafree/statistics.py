@@ -118,11 +118,14 @@ class AveragedDistance(Remembering):
         ]
 
     def remember(self) -> None:
+        if not self._latest:  # a round that was not judged by this prior
+            return
         first = not int(self.get_buffer("rounds"))
         for kept, seen in zip(self.averages, self._latest, strict=True):
             for past, now in zip(kept, seen, strict=True):
                 past.copy_(now if first else self._mixed(past, now))
         self.get_buffer("rounds").add_(1)
+        self._latest = []
 
     def _mixed(self, past: Tensor, now: Tensor) -> Tensor:
         return self.momentum * past + (1 - self.momentum) * now

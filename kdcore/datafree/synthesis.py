@@ -30,7 +30,7 @@ class Round:
     """What one round of synthesis has made."""
 
     image: Float[Tensor, "b c h w"]  # in the network's space, without a graph
-    label: Int[Tensor, " b"]  # the class in turn: it was aimed at where the method has targets
+    label: Int[Tensor, " b"]  # the class in turn, which targets may be drawn for
     losses: tuple[float, ...]  # step by step, the mean over workers
     parts: Mapping[str, float]  # the priors' values in the last step, without their weights
 
@@ -41,7 +41,8 @@ class Synthesizer:
 
     ``shape`` is (C, H, W). The students are those against which pictures are made, unwrapped where
     DDP trains them; neither their weights nor their gradients are touched. The batch is shared by
-    the workers, and what they make together is what one would make alone.
+    the workers, and what they make together is what one would make alone. Classes are in turn from
+    picture to picture; ``first`` is the number of the first, where others have made those before.
 
     Raises ValueError for a teacher that is not frozen, for one without BatchNorm where the method
     needs it (with the methods that work), and for a method that needs a student and has none.
@@ -57,11 +58,13 @@ class Synthesizer:
         students: Sequence[nn.Module] = (),
         records: Records | None = None,
         seed: int = 0,
+        first: int = 0,
     ) -> None:
         check_teacher(teacher, method)
         check_students(students, method)
         self.teacher, self.method = teacher, method
-        self.students, self.records, self.seed = tuple(students), records, seed
+        self.students, self.records = tuple(students), records
+        self.seed, self.first = seed, first
         self.shape = tuple(shape)
         self.normalisation = normalisation
         self.like = next(teacher.parameters())
@@ -76,11 +79,12 @@ class Synthesizer:
         """Make one batch by so many steps of the optimiser, by default the method's."""
         steps = self.method.schedule.steps if steps is None else steps
         draw = self.draw()
-        label = classes_in_turn(draw, self.method.schedule.batch_size, len(self.teacher.head.bias))
+        picture = self.first + self.rounds * self.method.schedule.batch_size + draw.row
+        label = classes_in_turn(picture, len(self.teacher.head.bias))
         target = label
         if self.method.targets is not None:
             target = drawn_targets(
-                self.method.targets, draw, label, self.teacher, self.records
+                self.method.targets, draw, picture, self.teacher, self.records
             ).detach()
         self.made.begin(draw)
         losses: list[float] = []
@@ -124,15 +128,7 @@ class Synthesizer:
         draw, count = self.draw(), len(pictures)
         total, parts = self.like.new_zeros(()), Counter[str]()
         for number, image in enumerate(pictures):
-            mine = draw.part(number, count)
-            seen = Seen(
-                image,
-                self.method.view(image, mine),
-                target[number::count],
-                teacher=self.teacher,
-                students=self.students,
-                draw=mine,
-            )
+            seen = self._seen(image, target[number::count], draw.part(number, count))
             loss, said = self.priors(seen, self.rounds)
             total = total + loss
             parts.update({name: float(value) / count for name, value in said.items()})
@@ -143,6 +139,17 @@ class Synthesizer:
                 "of the pictures or that prior's weight"
             )
         return total, dict(parts)
+
+    def _seen(self, image: Tensor, target: Tensor, draw: Draw) -> Seen:
+        return Seen(
+            image,
+            target,
+            draw,
+            augmentation=self.method.view,
+            normalisation=self.normalisation,
+            teacher=self.teacher,
+            students=self.students,
+        )
 
     def _step(self, loss: Tensor) -> None:
         changed, heads = self.made.changed(), list(self.priors.parameters())
@@ -171,7 +178,7 @@ class Synthesizer:
     def _blank(self, shape: Sequence[int]) -> Seen:
         image = self.like.new_zeros(2, *shape)
         draw = Draw(torch.arange(2, device=image.device), 0, self.seed)
-        return Seen(image, image, image, teacher=self.teacher, draw=draw)
+        return self._seen(image, image, draw)
 
     def state_dict(self) -> dict[str, Any]:
         """Generators, memories, optimisers, and how far the drawing of numbers has come."""
@@ -193,7 +200,10 @@ class Synthesizer:
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """Networks drawn from torch's own generator, which is afterwards where it was."""
+    """Networks drawn from torch's own generator, which is afterwards where it was.
+
+    It is the CPU's, on which networks are drawn; no other is touched.
+    """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed every GPU's too
         yield

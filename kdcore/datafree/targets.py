@@ -27,7 +27,7 @@ class Classes:
 
 @dataclass(frozen=True, kw_only=True)
 class DirichletPredictions:
-    """Predictions around each class in turn, more or less sure.
+    """Predictions around each class in turn, of all classes with one concentration, then the next.
 
     Source: Nayak and others 2019 (ZSKD), arXiv:1905.08114, section 3.2. Their code normalises the
     similarities again after scaling them, so that both of its concentrations are 1.
@@ -67,6 +67,9 @@ class RecordedActivations:
 
 
 Targets = Classes | DirichletPredictions | GaussianPredictions | RecordedActivations
+
+# A drawn prediction may be of another class than the one around which it is drawn, if of any.
+AIMED = (Classes, RecordedActivations)
 
 
 @dataclass(frozen=True)
@@ -123,25 +126,26 @@ def symmetric_root(matrix: Float[Tensor, "*n d d"]) -> Float[Tensor, "*n d d"]:
     return root
 
 
-def classes_in_turn(draw: Draw, batch_size: int, num_classes: int) -> Int[Tensor, " b"]:
-    """Each picture's class; the next draw goes on where this one ends."""
-    return (draw.row + draw.count * batch_size) % num_classes
+def classes_in_turn(picture: Int[Tensor, " b"], num_classes: int) -> Int[Tensor, " b"]:
+    """Each picture's class, by its number among all that are made."""
+    return picture % num_classes
 
 
 def drawn_targets(
     targets: Targets,
     draw: Draw,
-    label: Int[Tensor, " b"],
+    picture: Int[Tensor, " b"],
     teacher: Tapped,
     records: Records | None,
 ) -> Tensor:
-    """What the pictures of these classes are to make the teacher say.
+    """What the pictures of these numbers, which give their classes, are to make the teacher say.
 
     Raises ValueError for recorded activations without records.
     """
     weight, bias = teacher.head
+    label = classes_in_turn(picture, len(weight))
     if isinstance(targets, DirichletPredictions):
-        turn = (draw.row // len(weight)) % len(targets.concentrations)
+        turn = (picture // len(weight)) % len(targets.concentrations)
         beta = weight.new_tensor(targets.concentrations)[turn]
         return dirichlet(draw, beta[:, None] * class_similarity(weight)[label] + targets.floor)
     if isinstance(targets, GaussianPredictions):

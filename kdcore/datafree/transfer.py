@@ -10,11 +10,10 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from kdcore.datafree.images import Normalisation
-from kdcore.datafree.measurement import Rounds, picture_metrics
-from kdcore.datafree.observation import Observation, observe
+from kdcore.datafree.measurement import Answers, Rounds, answers, picture_metrics
 from kdcore.datafree.plans import Method, Offline
 from kdcore.datafree.synthesis import Round, Synthesizer
-from kdcore.datafree.targets import Records
+from kdcore.datafree.targets import AIMED, Records
 from kdcore.philox import WORD
 from kdcore.taps import Tapped
 
@@ -24,7 +23,7 @@ class TransferSet:
     """Invented pictures as a dataset keeps them, and what the teacher says of these 8 bits."""
 
     image: UInt8[Tensor, "n c h w"]
-    label: Int[Tensor, " n"]  # the class that was aimed at, else the teacher's choice
+    label: Int[Tensor, " n"]  # the class that was aimed at, where it was, else the teacher's choice
     logits: Float[Tensor, "n k"]
     # of the last round its losses; of all, the classes' shares and the distance of the statistics
     metrics: Mapping[str, float]
@@ -49,9 +48,12 @@ def transfer_set(
     count: int,
     seed: int,
     shard: int = 0,
+    first: int = 0,
     records: Records | None = None,
 ) -> TransferSet:
     """``count`` pictures of one shard, byte for byte the same wherever it is made on one thread.
+
+    ``first`` is how many pictures the shards before it have: the classes go on where they end.
 
     Raises ValueError for a method that needs a student while it makes pictures.
     """
@@ -66,23 +68,20 @@ def transfer_set(
         normalisation=normalisation,
         records=records,
         seed=shard_seed(seed, shard),
+        first=first,
     )
-    rounds = [synthesizer.round() for _ in range(-(-count // method.schedule.batch_size))]
+    size = method.schedule.batch_size
+    rounds = [synthesizer.round() for _ in range(-(-count // size))]
     image = normalisation.stored(torch.cat([made.image for made in rounds]))[:count]
-    seen = normalisation.loaded(image, synthesizer.like.dtype)
-    said = _said(teacher, seen)
-    logits = said.outputs.logits
+    dtype = synthesizer.like.dtype
+    parts = torch.split(image, size)  # what the teacher has room for while pictures are made
+    said = answers(teacher, (normalisation.loaded(part, dtype) for part in parts))
     aimed = torch.cat([made.label for made in rounds])[:count]
-    label = logits.argmax(dim=1) if method.targets is None else aimed
-    return TransferSet(image, label, logits, _metrics(rounds[-1], said))
+    label = aimed if isinstance(method.targets, AIMED) else said.logits.argmax(dim=1)
+    return TransferSet(image, label, said.logits, _metrics(rounds[-1], said))
 
 
-@torch.no_grad()
-def _said(teacher: Tapped, image: Float[Tensor, "n c h w"]) -> Observation:
-    return observe(teacher, image)
-
-
-def _metrics(last: Round, said: Observation) -> dict[str, float]:
+def _metrics(last: Round, said: Answers) -> dict[str, float]:
     rounds = Rounds()
     rounds.add(last)
     return rounds.metrics | picture_metrics(said)

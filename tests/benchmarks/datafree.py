@@ -210,7 +210,8 @@ def _from_rows(task: Task, image: Tensor, method: Method, steps: int, seed: int)
     viewed = method.student_view != Augmentation()
     held = None if viewed else _answers(task.teacher, image)  # asked once for all steps
     for count, rows in enumerate(_rows(len(image), steps, seed=seed)):
-        seen = method.student_view(image[rows], Draw(torch.arange(BATCH), count, seed))
+        draw = Draw(torch.arange(BATCH), count, seed)
+        seen = method.student_view(image[rows], draw, task.normalisation)
         said = teacher_outputs(task.teacher, seen).logits if held is None else held[rows]
         answers = Outputs(said, {}, task.teacher.head)
         yield Batch(seen, said.argmax(dim=1), rows, teacher=answers)

@@ -35,7 +35,7 @@ _OFFLINE = {"images": {"lr": 0.1}, "schedule": _STEPS_150}
 _T4 = {"losses": {"kd": {"params": {"temperature": 4.0}}}}
 _THIN = {"network": {"latent": 64, "width": 16}}
 _POOLED = {"student_steps": 10, "student_batch_size": BATCH, "batch_size": BATCH}
-# a crop pads with grey, which no digit has around it, and a mirrored digit is none
+# a mirrored digit is none; the budgets are older than crops that pad with black, so without crops
 _AS_IT_IS = {"crop": 0, "flip": False}
 _NO_VIEW = {"view": _AS_IT_IS, "student_view": _AS_IT_IS}
 _STATISTICS = {"statistics": {"weight": 10.0}}
@@ -98,6 +98,7 @@ BUDGETS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
         {
             **_DAFL,
             "schedule": {"batch_size": BATCH, "rounds": 50, "student_steps": 2, "replay": True},
+            "pool_limit": STEPS // 2 * BATCH,  # every round's
         },
     ),
     # fresh pictures, and BatchNorm's usual eps, which published code has 0.8 of by mistake

@@ -24,6 +24,7 @@ from kdcore.datafree.synthesis import Synthesizer
 from kdcore.taps import Tapped
 from tests.gloo import NUM_WORKERS, joined
 from tests.kdcore.datafree_toys import (
+    BATCH,
     LAYERS,
     NORMALISATION,
     NUM_CLASSES,
@@ -67,7 +68,7 @@ def cases() -> Iterator[tuple[str, Method]]:
     yield "dfq-ensemble", replace(dfq, images=replace(dfq.images, count=2))
     yield "fast-reptile", replace(fast, images=replace(fast.images, kind="reptile"))
     replayed = replace(dafl.schedule, replay=True, student_steps=2)
-    yield "dafl-replay", replace(dafl, schedule=replayed)
+    yield "dafl-replay", replace(dafl, schedule=replayed, pool_limit=2 * BATCH)
     norms = {name: Weighted(weight=0.01) for name in ("tv_l2", "length", "mean_length")}
     yield "inversion-norms", replace(inverted, priors={**inverted.priors, **norms})
 

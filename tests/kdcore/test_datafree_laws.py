@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from scipy import stats
-from torch import Tensor
+from torch import Tensor, nn
 
 from kdcore.datafree.augmentation import Augmentation, cropped, flipped, resized_crop, rolled
 from kdcore.datafree.dirichlet import dirichlet
@@ -16,9 +16,11 @@ from kdcore.datafree.draws import Draw, Stream
 from kdcore.datafree.generated import AdaptedPictures, reptile_gradient
 from kdcore.datafree.generators import GeneratorNetwork, redraw
 from kdcore.datafree.images import Normalisation
+from kdcore.datafree.observation import observe
 from kdcore.datafree.parametrisations import memory_format_of, parametrisation
 from kdcore.datafree.plans import Adapted, Generators, Pixels
 from kdcore.datafree.priors import PRIORS
+from kdcore.datafree.seen import Seen
 from kdcore.datafree.statistics import AveragedDistance, Moments, statistics_distance
 from kdcore.datafree.targets import (
     Classes,
@@ -39,7 +41,7 @@ FUNCTIONS = {
     name: prior.function for name, prior in PRIORS.items() if not isinstance(prior.function, type)
 }
 NORMALISATION = Normalisation((0.4,), (0.2,))
-NET = torch.nn.Linear(1, 1)  # whose device, type and layout pictures have
+NET = nn.Linear(1, 1)  # whose device, type and layout pictures have
 
 
 def draw(count: int, occasion: int = 1, seed: int = 0) -> Draw:
@@ -139,16 +141,17 @@ def test_similarities_are_stretched_row_by_row() -> None:
     torch.testing.assert_close(similarity.diagonal(), torch.ones(5, dtype=torch.float64))
 
 
-def test_the_classes_of_batch_after_batch_are_even() -> None:
-    drawn = torch.cat([classes_in_turn(draw(6, occasion), 6, 4) for occasion in range(1, 11)])
-    assert torch.bincount(drawn).tolist() == [15, 15, 15, 15]
-
-
 def test_predictions_are_drawn_for_each_class_surer_and_less_sure_in_turn() -> None:
     teacher, rows = trained_teacher(), 400
-    label = classes_in_turn(draw(rows), rows, NUM_CLASSES)
     targets = DirichletPredictions(concentrations=(1.0, 0.1))
-    drawn = drawn_targets(targets, draw(rows), label, teacher, None)
+    batches = enumerate(torch.arange(rows).split(NUM_CLASSES - 1))  # none has every class
+    drawn = torch.cat(
+        [
+            drawn_targets(targets, draw(len(numbers), occasion), numbers, teacher, None)
+            for occasion, numbers in batches
+        ]
+    )
+    label = classes_in_turn(torch.arange(rows), NUM_CLASSES)
     turn = (torch.arange(rows) // NUM_CLASSES) % 2
     sure = drawn.amax(dim=1)
     assert float(sure[turn == 1].mean()) > float(sure[turn == 0].mean()) + 0.1
@@ -159,9 +162,9 @@ def test_predictions_are_drawn_for_each_class_surer_and_less_sure_in_turn() -> N
 @pytest.mark.parametrize("layer", ["logits", "embedding"])
 def test_activations_have_the_correlations_of_the_weights(layer: str) -> None:
     teacher, rows = trained_teacher(), 6000
-    label = torch.zeros(rows, dtype=torch.int64)
+    numbers = torch.zeros(rows, dtype=torch.int64)
     targets = GaussianPredictions(layer=layer, deviation=2.0, positive=False)  # type: ignore[arg-type]
-    drawn = drawn_targets(targets, draw(rows), label, teacher, None).log()
+    drawn = drawn_targets(targets, draw(rows), numbers, teacher, None).log()
     weight = teacher.head.weight
     if layer == "logits":
         covariance, centre = 4 * correlations(weight), torch.zeros(NUM_CLASSES)
@@ -188,10 +191,10 @@ def test_records_are_those_of_the_data_and_samples_have_them() -> None:
         of_two = teacher(image).logits[label == 2]
     torch.testing.assert_close(records.mean[2], of_two.mean(dim=0))
     torch.testing.assert_close(records.covariance[2], torch.cov(of_two.mT, correction=0))
-    chosen = torch.full((6000,), 2)
+    numbers = torch.full((6000,), 2)  # of class 2
     for published in (False, True):
         targets = RecordedActivations(published=published)
-        drawn = drawn_targets(targets, draw(6000), chosen, teacher, records)
+        drawn = drawn_targets(targets, draw(6000), numbers, teacher, records)
         covariance = records.covariance[2]
         expected = covariance @ covariance if published else covariance
         atol = 0.06 * float(expected.diagonal().max())
@@ -220,9 +223,10 @@ def test_a_row_s_numbers_depend_on_no_other_row() -> None:
 
 VIEWS: dict[str, Callable[[Tensor, Draw], Tensor]] = {
     "roll": lambda image, d: rolled(image, 2, d),
-    "crop": lambda image, d: cropped(image, 2, d),
+    "crop": lambda image, d: cropped(image, 2, d, black=NORMALISATION.black(image)),
     "flip": flipped,
     "local": resized_crop,
+    "local, mirrored": Augmentation(flip=True).local,
 }
 
 
@@ -238,13 +242,15 @@ def test_a_view_has_a_gradient_and_another_occasion_another_view(name: str) -> N
     assert bool((gradient != 0).any())
 
 
-def test_a_crop_is_cut_from_the_padded_picture() -> None:
-    image, here = torch.arange(50.0).reshape(2, 1, 5, 5), draw(2)
+def test_a_crop_is_cut_from_the_picture_with_black_around_it() -> None:
+    normalisation = Normalisation((0.1, 0.5, 0.9), (0.2, 0.3, 0.4))
+    pixels, here = torch.rand(4, 3, 5, 5), draw(4)
     top, left = here.integers((2,), 5, Stream.CROP).unbind(dim=1)
-    padded = torch.nn.functional.pad(image, (2, 2, 2, 2))
-    for row, seen in enumerate(cropped(image, 2, here)):
+    padded = normalisation.to_network(nn.functional.pad(pixels, (2, 2, 2, 2)))
+    view = Augmentation(crop=2)(normalisation.to_network(pixels), here, normalisation)
+    for row, seen in enumerate(view):
         expected = padded[row, :, top[row] : top[row] + 5, left[row] : left[row] + 5]
-        torch.testing.assert_close(seen, expected)
+        torch.testing.assert_close(seen, expected, rtol=0, atol=0)
 
 
 def test_a_whole_local_view_is_the_picture() -> None:
@@ -252,9 +258,30 @@ def test_a_whole_local_view_is_the_picture() -> None:
     torch.testing.assert_close(resized_crop(image, draw(3), smallest=1.0), image)
 
 
+def test_a_local_view_is_mirrored_where_views_are_by_numbers_of_its_own() -> None:
+    image, here = double(40, 1, 6, 6), draw(40)
+    part, local = resized_crop(image, here), Augmentation(flip=True).local(image, here)
+    mirrored = (local == part.flip(3)).flatten(1).all(dim=1)
+    plain = (local == part).flatten(1).all(dim=1)
+    assert bool((mirrored ^ plain).all())
+    whole = (flipped(image, here) == image.flip(3)).flatten(1).all(dim=1)
+    assert 0 < int((mirrored & whole).sum()) < min(int(mirrored.sum()), int(whole.sum()))
+    torch.testing.assert_close(Augmentation().local(image, here), part, rtol=0, atol=0)
+
+
+def test_pictures_are_contrasted_with_the_local_view_of_their_augmentation() -> None:
+    image, here, teacher = torch.rand(6, 1, 8, 8), draw(6), trained_teacher()
+    for view in (Augmentation(), Augmentation(flip=True)):
+        seen = Seen(
+            image, image, here, augmentation=view, normalisation=NORMALISATION, teacher=teacher
+        )
+        expected = observe(teacher, view.local(image, here)).instance
+        torch.testing.assert_close(seen.local_instance, expected)
+
+
 def test_an_augmentation_of_nothing_is_the_picture() -> None:
     image = torch.randn(2, 1, 4, 4)
-    assert Augmentation()(image, draw(2)) is image
+    assert Augmentation()(image, draw(2), NORMALISATION) is image
 
 
 @pytest.mark.parametrize("ending", ["sigmoid", "tanh_batch_norm", "batch_norm"])
@@ -279,6 +306,15 @@ def test_a_generator_has_the_layout_of_its_teacher(layout: torch.memory_format) 
     assert memory_format_of(made.net) == memory_format_of(teacher) == layout
 
 
+def test_kernels_of_one_channel_or_pixel_have_no_layout() -> None:
+    grey, grouped, mixing = nn.Conv2d(1, 6, 3), nn.Conv2d(6, 6, 3, groups=6), nn.Conv2d(6, 6, 1)
+    separable, whole = nn.Sequential(grey, grouped, mixing), nn.Conv2d(6, 6, 3)
+    assert memory_format_of(separable) == torch.contiguous_format
+    assert memory_format_of(nn.Sequential(separable, whole)) == torch.contiguous_format
+    last = whole.to(memory_format=torch.channels_last)
+    assert memory_format_of(nn.Sequential(separable, last)) == torch.channels_last
+
+
 def test_a_generator_of_an_odd_size_is_refused() -> None:
     with pytest.raises(ValueError, match="multiple of 4, got 10"):
         GeneratorNetwork().build(1, 10)
@@ -298,6 +334,35 @@ def test_redrawn_weights_are_small_and_of_the_generator() -> None:
     assert float((states[0] - states[2]).abs().max()) > 0
     torch.testing.assert_close(states[0].std(), torch.tensor(0.02), rtol=0.1, atol=0)
     torch.testing.assert_close(net.body[0].running_mean, torch.zeros(16))
+
+
+def redrawn(net: nn.Module) -> torch.Generator:
+    generator = torch.Generator().manual_seed(0)
+    redraw(net, generator)
+    return generator
+
+
+def test_redrawn_weights_are_the_same_in_every_layout() -> None:
+    plan = GeneratorNetwork(latent=4, width=2)
+    here, last = plan.build(1, 8), plan.build(1, 8).to(memory_format=torch.channels_last)
+    redrawn(here), redrawn(last)
+    torch.testing.assert_close(last.state_dict(), here.state_dict(), rtol=0, atol=0)
+
+
+def test_weights_elsewhere_are_redrawn_by_the_same_numbers_of_the_cpu() -> None:
+    here = GeneratorNetwork(latent=4, width=2).build(1, 8)
+    elsewhere = GeneratorNetwork(latent=4, width=2).build(1, 8).to("meta")  # which keeps no numbers
+    states = [redrawn(net).get_state() for net in (elsewhere, here)]
+    torch.testing.assert_close(states[0], states[1], rtol=0, atol=0)
+    assert all(held.is_meta for held in elsewhere.parameters())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_redrawn_weights_are_the_same_on_a_gpu() -> None:
+    plan = GeneratorNetwork(latent=4, width=2)
+    here, there = plan.build(1, 8), plan.build(1, 8).cuda()
+    redrawn(here), redrawn(there)
+    torch.testing.assert_close(there.cpu().state_dict(), here.state_dict(), rtol=0, atol=0)
 
 
 def test_pixels_are_stretched_to_the_whole_range() -> None:

@@ -16,6 +16,7 @@ from kdcore.datafree.batches import SyntheticBatches
 from kdcore.datafree.contrast import Contrast
 from kdcore.datafree.images import Normalisation
 from kdcore.datafree.learning import published_step
+from kdcore.datafree.measurement import answers, picture_metrics
 from kdcore.datafree.memory import Pool
 from kdcore.datafree.observation import observe
 from kdcore.datafree.plans import Alternation, Method, Offline, Weighted
@@ -24,7 +25,12 @@ from kdcore.datafree.presets import PRESETS
 from kdcore.datafree.priors import PRIORS
 from kdcore.datafree.requirements import without_batch_norm
 from kdcore.datafree.selection import agreement
-from kdcore.datafree.statistics import Moments, statistics_distance, statistics_divergence
+from kdcore.datafree.statistics import (
+    AveragedDistance,
+    Moments,
+    statistics_distance,
+    statistics_divergence,
+)
 from kdcore.datafree.synthesis import Synthesizer
 from kdcore.datafree.transfer import TransferSet, transfer_set
 from kdcore.taps import Tapped
@@ -56,16 +62,19 @@ def synthesizer(method: Method, teacher: Tapped | None = None, seed: int = 0) ->
     )
 
 
-def made_offline(method: Method, *, seed: int = 0, shard: int = 0) -> TransferSet:
+def made_offline(
+    method: Method, *, count: int = BATCH + 8, seed: int = 0, shard: int = 0, first: int = 0
+) -> TransferSet:
     teacher = trained_teacher()
     return transfer_set(
         teacher,
         method,
         shape=SHAPE,
         normalisation=NORMALISATION,
-        count=BATCH + 8,
+        count=count,
         seed=seed,
         shard=shard,
+        first=first,
         records=real_records(teacher),
     )
 
@@ -203,6 +212,75 @@ def test_the_teacher_speaks_of_the_picture_that_is_stored() -> None:
     torch.testing.assert_close(made.logits, said, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("name", ["zskd", "soft_target"])
+def test_a_picture_of_a_drawn_prediction_is_labelled_by_its_teacher(name: str) -> None:
+    made = made_offline(toy(name))
+    torch.testing.assert_close(made.label, made.logits.argmax(dim=1))
+    in_turn = torch.arange(len(made.label)) % NUM_CLASSES
+    assert bool((made.label != in_turn).any())
+
+
+@pytest.mark.parametrize("name", ["lopes", "deepinversion"])
+def test_a_picture_of_a_class_is_labelled_by_it(name: str) -> None:
+    made = made_offline(toy(name))
+    counts = torch.bincount(made.label, minlength=NUM_CLASSES)
+    assert counts.tolist() == [len(made.label) // NUM_CLASSES] * NUM_CLASSES
+
+
+def test_averages_begin_with_the_first_round_that_is_judged_by_them() -> None:
+    method, name = toy("fast"), "averaged_statistics"
+    late = replace(method.priors[name], after=2)
+    made = synthesizer(replace(method, priors={**method.priors, name: late}))
+    rounds = [made.round(steps) for steps in (1, 1, 1, 0, 1)]
+    assert [name in one.parts for one in rounds] == [False, False, True, False, True]
+    held = made.priors.remembering[name]
+    assert isinstance(held, AveragedDistance)
+    assert int(held.get_buffer("rounds")) == 2  # nothing was seen in the one without a step
+    assert float(held.averages[0].variance.min()) > 0
+
+
+def test_classes_go_on_from_round_to_round_whatever_is_drawn_between() -> None:
+    method = toy("fast")
+    small = replace(method, schedule=replace(method.schedule, batch_size=NUM_CLASSES - 1))
+    made, labels = synthesizer(small), []
+    for steps in range(1, 6):  # of the optimiser, each of which draws views
+        labels.append(made.round(steps).label)
+        made.draw()  # as from the pool
+    torch.testing.assert_close(torch.cat(labels), torch.arange(15) % NUM_CLASSES)
+
+
+def test_classes_go_on_from_shard_to_shard() -> None:
+    counts = (6, 6, 5)
+    labels = [
+        made_offline(toy("deepinversion"), count=count, shard=shard, first=6 * shard).label
+        for shard, count in enumerate(counts)
+    ]
+    torch.testing.assert_close(torch.cat(labels), torch.arange(17) % NUM_CLASSES)
+
+
+def test_a_transfer_set_goes_through_the_teacher_a_batch_at_a_time() -> None:
+    teacher, sizes = trained_teacher(), []
+    teacher.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
+    transfer_set(
+        teacher, toy("noise"), shape=SHAPE, normalisation=NORMALISATION, count=2 * BATCH + 8, seed=0
+    )
+    assert sizes == [BATCH, BATCH, 8]
+
+
+def test_what_is_said_of_parts_is_what_is_said_of_the_whole() -> None:
+    teacher, (image, _) = trained_teacher(), patterns(40, seed=5)
+    whole, parts = observe(teacher, image), answers(teacher, image.split(16))
+    torch.testing.assert_close(parts.logits, whole.outputs.logits)
+    expected = [moment.double() for layer in whole.moments for moment in layer]
+    found = [moment for layer in parts.moments for moment in layer]
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    metrics = [picture_metrics(one) for one in (parts, answers(teacher, [image]))]
+    assert metrics[0] == pytest.approx(metrics[1], abs=1e-6)
+    assert metrics[0]["statistics"] == pytest.approx(
+        float(statistics_distance(whole.moments, whole.running)), rel=1e-5
+    )
+
+
 def test_a_collapse_shows_in_the_shares_of_the_classes() -> None:
     even, one = torch.eye(4).repeat(2, 1) * 9, torch.eye(4)[:1].repeat(8, 1) * 9
     torch.testing.assert_close(class_shares(even), torch.full((4,), 0.25))
@@ -326,6 +404,29 @@ def test_a_synthesizer_leaves_torch_s_random_numbers_where_they_were() -> None:
     torch.testing.assert_close(torch.get_rng_state(), before, rtol=0, atol=0)
 
 
+def test_a_synthesizer_seeds_no_generator_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    seeded: list[int] = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+    torch.manual_seed(7)
+    assert seeded == [7]  # that is how a GPU's would be
+    synthesizer(toy("cmi"), seed=8).round()
+    assert seeded == [7]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_synthesizer_leaves_a_gpu_s_random_numbers_where_they_were() -> None:
+    before = torch.cuda.get_rng_state()
+    made = Synthesizer(
+        trained_teacher().cuda(),
+        toy("cmi"),
+        shape=SHAPE,
+        normalisation=NORMALISATION,
+        students=[new_student().cuda()],
+    )
+    made.round(), made.round()
+    torch.testing.assert_close(torch.cuda.get_rng_state(), before, rtol=0, atol=0)
+
+
 def test_a_student_is_kept_by_how_much_it_agrees() -> None:
     batches = SyntheticBatches(synthesizer(toy("fast")))
     held_out = list(batches.epoch(0))
@@ -379,12 +480,22 @@ def test_every_prior_of_every_preset_is_in_the_table() -> None:
         assert set(method.priors) <= set(PRIORS)
 
 
+def test_replay_needs_a_limit() -> None:
+    method = toy("dafl")
+    schedule = replace(method.schedule, replay=True)
+    with pytest.raises(ValueError, match="every checkpoint: give `pool_limit`"):
+        replace(method, schedule=schedule)
+
+
 def test_older_pictures_are_replayed_every_second_step() -> None:
     method = toy("dafl")
     assert isinstance(method.schedule, Alternation)
     schedule = replace(method.schedule, student_steps=2, replay=True, rounds=3)
-    batches = SyntheticBatches(synthesizer(replace(method, schedule=schedule)))
+    replayed = replace(method, schedule=schedule, pool_limit=2 * BATCH)
+    batches = SyntheticBatches(synthesizer(replayed), held_out=8)
     seen = list(batches.epoch(0))
+    # its student is judged on fresh pictures: none is held out for that
+    assert (len(batches.held), len(batches.pool)) == (0, 2 * BATCH)
     assert len(seen) == 6
     pixels = NORMALISATION.stored(seen[5].image)
     pool = batches.pool.stored

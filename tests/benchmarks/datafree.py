@@ -26,12 +26,14 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from datafree_networks import DATA, NETWORKS, layers_of
+from datafree_networks import DATA, NETWORKS, NORMALISATIONS, TEACHER_STEPS, layers_of
 from datafree_rows import (
     BATCH,
     BUDGETS,
     OFFLINE_PICTURES,
     QUANTISED,
+    QUANTISED_STEPS,
+    RATE,
     REAL,
     TEACHER,
     TO_QUANTISE,
@@ -61,14 +63,6 @@ from pipelines.datasets import DataConfig
 from pipelines.sources import read_pictures
 
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # Debian's package dataset-fashion-mnist
-# mean and deviation of the training pixels, which generators that end in BatchNorm presume
-NORMALISATIONS = {
-    "digits": Normalisation((0.305,), (0.376,)),
-    "FashionMNIST": Normalisation((0.286,), (0.353,)),
-}
-RATE = 2e-3
-QUANTISED_STEPS = 250
-TEACHER_STEPS = {"digits": 600, "FashionMNIST": 1500}
 
 Part = tuple[Tensor, Tensor]
 
@@ -169,6 +163,11 @@ def measured(task: Task, row: str, seed: int) -> Iterator[Measured]:
     yield _told(task, row, seed, student, started)
     if row == TO_QUANTISE:
         yield _told(task, QUANTISED, seed, _quantised(task, method, student, seed), started)
+
+
+def _measured_with(row: str) -> tuple[str, ...]:
+    """The rows of one student."""
+    return (row, QUANTISED) if row == TO_QUANTISE else (row,)
 
 
 def _told(task: Task, row: str, seed: int, student: Tapped, started: float) -> Measured:
@@ -289,7 +288,8 @@ def main() -> None:
     rows = asked.rows or [row for row in rows_of(asked.data) if row not in (TEACHER, QUANTISED)]
     for seed in asked.seeds:
         for row in rows:
-            if (asked.data, row, seed) in read(asked.work):
+            held = read(asked.work)
+            if all((asked.data, one, seed) in held for one in _measured_with(row)):
                 continue
             for one in measured(task, row, seed):
                 write(asked.work, one)

@@ -1,4 +1,4 @@
-"""The networks that data-free methods are compared on: few parameters, BatchNorm, one classifier.
+"""Data and networks that data-free methods are compared on: few parameters, BatchNorm.
 
 56,000 and 61,000 parameters teach 3,600 and 8,600, about as many as those of the specification's
 sketch. Pictures of 28 pixels get a fourth convolution, of 8 pixels they have no use for one.
@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+
+from kdcore.datafree.images import Normalisation
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,12 @@ NETWORKS: Mapping[str, Mapping[str, Plain]] = {
     },
 }
 DATA = tuple(NETWORKS)
+TEACHER_STEPS = {"digits": 600, "FashionMNIST": 1500}
+# mean and deviation of the training pixels, which generators that end in BatchNorm presume
+NORMALISATIONS = {
+    "digits": Normalisation((0.305,), (0.376,)),
+    "FashionMNIST": Normalisation((0.286,), (0.353,)),
+}
 
 
 def layers_of(data: str) -> Mapping[str, str]:

@@ -1,7 +1,9 @@
 """The rows of the table of data-free methods: presets, and what a budget changes of them.
 
-Every change is one of budget, of an optimiser, of a student's views or of picture size, unless the
-name of the row says another. What is of one dataset alone is in ``FITTED``.
+What a row adds to its method is in its name. The other changes are of a small budget and of small
+pictures: steps, rates, betas, sizes of batches and generators, views, bounds, temperatures, the
+number of negatives, and of DFQ the weights of its three priors, ten times its preset's. What is of
+one dataset alone is in ``FITTED``.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from dataclasses import asdict
 from hashlib import sha256
 from typing import Any
 
-from datafree_networks import DATA, NETWORKS
+from datafree_networks import DATA, NETWORKS, NORMALISATIONS, TEACHER_STEPS
 from pydantic import TypeAdapter
 
 from kdcore.datafree.plans import Method
@@ -25,6 +27,8 @@ STEPS_OF_ZSKT = 2500  # which takes more for each of its generator's
 STEPS_OF_DAFL = 2000  # with statistics, on clothes
 DIGITS, FASHION = DATA
 OFFLINE_PICTURES = 1024
+RATE = 2e-3  # of every student's Adam, to 0 along a cosine
+QUANTISED_STEPS = 250
 TEACHER = "teacher"
 REAL = "student on real data"
 TO_QUANTISE = "dfq"
@@ -250,10 +254,12 @@ def steps_of(row: str, data: str) -> int:
 
 
 def digest_of(row: str, data: str) -> str:
-    """Of networks and every value of a row; what was measured with others is measured again."""
-    nets = {role: asdict(net) for role, net in NETWORKS[data].items()}
+    """Of data, networks and every value of a row; what had others is measured again."""
+    task = [asdict(net) for net in NETWORKS[data].values()]
+    task += [asdict(NORMALISATIONS[data]), TEACHER_STEPS[data]]
+    budget = [BATCH, RATE, OFFLINE_PICTURES, QUANTISED_STEPS, steps_of(row, data)]
     method = None
     if row != TEACHER:
         method = json.loads(TypeAdapter(Method).dump_json(method_of(row, data)))
-    content = json.dumps([nets, method, steps_of(row, data)], sort_keys=True)
+    content = json.dumps([task, budget, method], sort_keys=True)
     return sha256(content.encode()).hexdigest()[:12]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 
 from torch import nn
 
@@ -13,10 +14,17 @@ def convnet(num_classes: int, in_channels: int = 3, *, width: int = 16) -> nn.Mo
     The second and third halve the resolution. Layers: ``block1``, ``block2``, ``block3``; before
     their ReLU ``block1.1``, ``block2.1``, ``block3.1``.
     """
-    widths = (in_channels, width, 2 * width, 4 * width)
+    return plain(num_classes, in_channels, widths=(width, 2 * width, 4 * width), strides=(1, 2, 2))
+
+
+def plain(
+    num_classes: int, in_channels: int = 3, *, widths: Sequence[int], strides: Sequence[int]
+) -> nn.Module:
+    """As ``convnet``, a block for each width and stride: ``block1``, ``block2``, ..."""
+    sizes = zip((in_channels, *widths[:-1]), widths, strides, strict=True)
     blocks = [
-        (f"block{i + 1}", _block(widths[i], widths[i + 1], stride=1 if i == 0 else 2))
-        for i in range(3)
+        (f"block{number}", _block(before, after, stride=stride))
+        for number, (before, after, stride) in enumerate(sizes, start=1)
     ]
     head = [
         ("pool", nn.AdaptiveAvgPool2d(1)),

@@ -1,12 +1,11 @@
 """Data and networks that data-free methods are compared on: few parameters, BatchNorm.
 
-56,000 and 61,000 parameters teach 3,600 and 8,600, about as many as those of the specification's
+58,000 and 61,000 parameters teach 3,600 and 8,600, about as many as those of the specification's
 sketch. Pictures of 28 pixels get a fourth convolution, of 8 pixels they have no use for one.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,33 +13,19 @@ import torch
 from torch import nn
 
 from kdcore.datafree.images import Normalisation
+from kdcore.models.convnet import plain
 
 
 @dataclass(frozen=True)
 class Plain:
-    """3x3 convolutions with BatchNorm and ReLU, average pool, classifier."""
+    """Widths and strides of a plain network of grey pictures."""
 
     widths: Sequence[int]
     strides: Sequence[int]
 
     def build(self, num_classes: int) -> nn.Module:
-        blocks = zip((1, *self.widths), self.widths, self.strides, strict=False)
-        body = [(f"block{i}", _block(*sizes)) for i, sizes in enumerate(blocks, start=1)]
-        head = [
-            ("pool", nn.AdaptiveAvgPool2d(1)),
-            ("flatten", nn.Flatten()),
-            ("classifier", nn.Linear(self.widths[-1], num_classes)),
-        ]
-        net = nn.Sequential(OrderedDict([*body, *head]))
+        net = plain(num_classes, 1, widths=self.widths, strides=self.strides)
         return net.to(memory_format=torch.channels_last)  # takes a third less time on a CPU
-
-
-def _block(in_channels: int, out_channels: int, stride: int) -> nn.Module:
-    return nn.Sequential(
-        nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False),
-        nn.BatchNorm2d(out_channels),
-        nn.ReLU(inplace=True),
-    )
 
 
 _OF_8, _OF_28 = (1, 2, 2), (1, 2, 2, 1)

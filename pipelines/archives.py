@@ -19,6 +19,13 @@ from pipelines.transfer_sets import DONE, invented
 Part = Literal["train", "test"]
 LABELS = ("label", "labels", "fine_label")  # as Hugging Face's datasets call them
 IMAGES = ("image", "img")
+# by which a root of each kind has a test part
+TEST_FILES: Mapping[str, tuple[str, ...]] = {
+    "parquet": ("test*.parquet",),
+    "huggingface": ("test/state.json", "validation/state.json"),
+    "folder": ("test/", "val/"),
+    "webdataset": ("test*.tar",),
+}
 
 
 def _parquet(data: DataConfig, part: Part) -> Encoded:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from kdcore.checks import unknown_name
-from pipelines.archives import ENCODED, Part, root_of
+from pipelines.archives import ENCODED, TEST_FILES, Part, root_of
 from pipelines.datasets import DataConfig
 from pipelines.decoding import pixels_of, same_shape, stacked
 from pipelines.digests import digest
@@ -67,13 +67,15 @@ def read_pictures(data: DataConfig, part: Part) -> Pictures:
 
 
 def has_test_part(data: DataConfig) -> bool:
-    """Whether a student can be tested: files of Parquet may be for training alone."""
-    if data.test is not None or data.name != "parquet":
+    """Whether a student can be tested: files of one's own may be for training alone."""
+    if data.test is not None or data.name not in TEST_FILES:
         return True
-    return data.root is not None and any(data.root.glob("test*.parquet"))
+    root = root_of(data)
+    return any(True for pattern in TEST_FILES[data.name] for _ in root.glob(pattern))
 
 
-@lru_cache(maxsize=2)  # a run, its teacher's run and the trials' checks read the same pictures
+# a run, its teacher's run and the trials' checks read the same pictures; a test part of others, too
+@lru_cache(maxsize=3)
 def _read_once(data: DataConfig, part: Part) -> Pictures:
     if data.name in ENCODED:
         return _decoded(data, part)

@@ -14,8 +14,9 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
+from pipelines.archives import ENCODED
 from pipelines.datasets import DataConfig
-from pipelines.sources import Part, Pictures, read_pictures
+from pipelines.sources import Part, Pictures, has_test_part, read_pictures
 
 COLOUR = np.random.default_rng(0).integers(0, 256, (6, 5, 7, 3), dtype=np.uint8)  # (N, H, W, C)
 LABELS = [2, 0, 1, 1, 0, 2]
@@ -82,6 +83,24 @@ def test_packed_pictures_come_in_the_order_in_which_they_are_packed(
     assert train.label.tolist() == LABELS
     assert train.num_classes == 3
     np.testing.assert_array_equal(read(name, tmp_path, "test").image, train.image[:2])
+
+
+def held_by(root: Path) -> set[str]:
+    """The kinds of root of which a folder has the test part."""
+    return {name for name in ENCODED if has_test_part(DataConfig(name=name, root=root))}
+
+
+@pytest.mark.parametrize("name", ["webdataset", "huggingface"])
+def test_a_packed_root_has_a_test_part_or_none(tmp_path: Path, name: str) -> None:
+    assert held_by(tmp_path) == set()
+    write(name, tmp_path)
+    assert name in held_by(tmp_path)
+
+
+@pytest.mark.parametrize("part", ["test", "val"])
+def test_a_folder_s_test_part_has_either_name(tmp_path: Path, part: str) -> None:
+    (tmp_path / part).mkdir()
+    assert held_by(tmp_path) == {"folder"}
 
 
 @pytest.mark.parametrize("name", ["webdataset", "huggingface"])

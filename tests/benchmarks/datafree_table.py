@@ -188,7 +188,7 @@ def _findings(
     gains = {row: _gain(row, reached) for row in methods if _without(row) in reached}
     if gains:
         told = "; ".join(f"{row} {gain:+.1f}" for row, gain in gains.items())
-        yield f"Points that an addition is worth: {told}."
+        yield f"Points over the method without its addition, whose budget may differ: {told}."
 
 
 def _without(row: str) -> str:

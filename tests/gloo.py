@@ -7,9 +7,11 @@ which rank 0 leaves what was measured.
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -18,6 +20,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn  # see joined
 from torch import Tensor
 
 NUM_WORKERS = 2
@@ -29,7 +32,11 @@ _SECONDS = 180
 def measured_by(script: Path, folder: Path) -> Measured:
     """What both workers of a script measured together."""
     root = Path(__file__).parents[1]
-    environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {
+        "PYTHONPATH": str(root),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONFAULTHANDLER": "1",
+    }
     workers = [
         subprocess.Popen(
             [sys.executable, str(script), str(rank), str(folder)],
@@ -53,7 +60,12 @@ def measured_by(script: Path, folder: Path) -> Measured:
 
 @contextmanager
 def joined(rank: int, folder: Path, measured: Measured) -> Iterator[None]:
-    """This process as one of the workers; at the end rank 0 writes what was measured."""
+    """This process as one of the workers; at the end rank 0 writes what was measured.
+
+    ``torch.distributed.nn`` has the group as default arguments. Where DDP is the first to import
+    it, the group is there already, outlives its own destruction by them, and its threads may free
+    a tensor while the interpreter ends: "terminate called without an active exception".
+    """
     dist.init_process_group(
         "gloo",
         init_method=f"file://{folder / 'rendezvous'}",
@@ -61,10 +73,13 @@ def joined(rank: int, folder: Path, measured: Measured) -> Iterator[None]:
         world_size=NUM_WORKERS,
         timeout=timedelta(seconds=_SECONDS),
     )
+    group = weakref.ref(dist.group.WORLD)
     yield
     if rank == 0:
         torch.save(measured, folder / _MEASURED)
     dist.destroy_process_group()
+    gc.collect()  # a model under DDP is in a cycle with itself
+    assert group() is None, "the group's threads outlive it"
 
 
 def mean_over_workers(value: Tensor) -> Tensor:

@@ -148,6 +148,8 @@ def fit(
             save(Path(folder), state, step.student.net.state_dict(), best)
             report(metrics, Path(folder))
 
+    for _ in source.warm_up():
+        checkpoint(None)
     for epoch in range(len(progress.history), run.epochs):
         started, meter = time.perf_counter(), Meter(device)
         learning_rate = schedule.get_last_lr()[0]

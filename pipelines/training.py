@@ -30,6 +30,10 @@ class TrainingBatches(ABC):
     """The batches of one worker, on the device, with what all teachers say."""
 
     @abstractmethod
+    def warm_up(self) -> Iterator[None]:
+        """Get ready for the first epoch; stops where a checkpoint can be taken."""
+
+    @abstractmethod
     def epoch(self, number: int, *, start: int = 0) -> Iterator[Batch]:
         """Those of an epoch, which count from 0, from batch ``start`` on."""
 
@@ -76,6 +80,9 @@ class _OfData(TrainingBatches):
     live: Live
     device: torch.device
 
+    def warm_up(self) -> Iterator[None]:
+        return iter(())
+
     def epoch(self, number: int, *, start: int = 0) -> Iterator[Batch]:
         batches = self.reader.train(number, start=start)
         return with_teachers(self.run, batches, self.live, self.device)
@@ -98,6 +105,9 @@ class _Synthetic(TrainingBatches):
     batches: SyntheticBatches
     others: Live  # the teachers beside the one of whom the pictures are made
     device: torch.device
+
+    def warm_up(self) -> Iterator[None]:
+        return self.batches.warm_up()
 
     def epoch(self, number: int, *, start: int = 0) -> Iterator[Batch]:
         # from the first on: RunConfig allows no checkpoint within an epoch

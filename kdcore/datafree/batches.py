@@ -32,8 +32,8 @@ class SyntheticBatches:
 
     Of every epoch's round ``held_out`` pictures never reach the student's training; generators that
     learn on make others to judge it by.
-    State is taken and loaded between epochs. Raises ValueError for a method whose pictures are made
-    before any student (``transfer_set``).
+    State is taken and loaded between epochs, and where ``warm_up`` stops. Raises ValueError for a
+    method whose pictures are made before any student (``transfer_set``).
     """
 
     def __init__(
@@ -56,11 +56,22 @@ class SyntheticBatches:
     def batches_per_epoch(self) -> int:
         return self.schedule.batches_per_epoch
 
-    def epoch(self, number: int) -> Iterator[Batch]:
-        """The epoch's batches, of this worker's share of rows each."""
-        self.rounds = Rounds()
+    def warm_up(self) -> Iterator[None]:
+        """What is left of the rounds before the student's first step, which ``epoch`` makes, too.
+
+        Stops after as many as an epoch has, so that state may be taken.
+        """
+        a_while = 1 if isinstance(self.schedule, EveryEpoch) else self.schedule.rounds
         while self.synthesizer.rounds < self.schedule.warmup:
             self._invent()
+            if self.synthesizer.rounds % a_while == 0:
+                yield
+
+    def epoch(self, number: int) -> Iterator[Batch]:
+        """The epoch's batches, of this worker's share of rows each."""
+        for _ in self.warm_up():
+            pass
+        self.rounds = Rounds()
         if isinstance(self.schedule, EveryEpoch):
             batches = self._from_pool(self.schedule)
         else:

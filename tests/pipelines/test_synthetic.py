@@ -193,16 +193,44 @@ def test_a_run_without_data_that_breaks_off_goes_on_as_if_it_had_not(
     inputs, kept = inputs_of(run), tmp_path / "kept"
 
     def break_off(metrics: Metrics | None, folder: Path | None) -> None:
-        assert metrics is not None
         assert folder is not None
         keep(folder, kept)
-        if metrics["epoch"] == 2:
+        if metrics is not None and metrics["epoch"] == 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         fitted(run, inputs, report=break_off)
     resumed = fitted(run, inputs, resume=kept)
     undisturbed = fitted(run, inputs)
+    assert numbers(resumed.history) == numbers(undisturbed.history)
+
+
+@pytest.mark.parametrize(("method", "rounds"), [("dfq", 6), ("cmi", 3)])
+def test_a_warm_up_that_breaks_off_goes_on_where_it_was(
+    method: str, rounds: int, tmp_path: Path
+) -> None:
+    run = run_of(tmp_path, method)
+    run = changed(run, {"synthetic.change.schedule.warmup": rounds})
+    inputs, kept = inputs_of(run), tmp_path / "kept"
+    stops: list[Path] = []
+
+    def count(metrics: Metrics | None, folder: Path | None) -> None:
+        if metrics is None:
+            assert folder is not None
+            stops.append(folder)
+
+    def break_off(metrics: Metrics | None, folder: Path | None) -> None:
+        assert metrics is None
+        assert folder is not None
+        keep(folder, kept)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fitted(run, inputs, report=break_off)
+    resumed = fitted(run, inputs, report=count, resume=kept)
+    assert len(stops) == 2  # a third of it is not made again
+    undisturbed = fitted(run, inputs, report=count)
+    assert len(stops) == 5
     assert numbers(resumed.history) == numbers(undisturbed.history)
 
 

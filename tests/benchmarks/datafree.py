@@ -32,6 +32,7 @@ from datafree_rows import (
     BUDGETS,
     OFFLINE_PICTURES,
     QUANTISED,
+    QUANTISED_RATE,
     QUANTISED_STEPS,
     RATE,
     REAL,
@@ -135,7 +136,7 @@ def _loaded(data: DataConfig, part: str) -> Part:
 
 def _train(net: torch.nn.Module, part: Part, steps: int) -> None:
     image, label = part
-    optimizer, schedule = _optimised(net.parameters(), steps)
+    optimizer, schedule = _optimised(net.parameters(), steps, RATE)
     for rows in _rows(len(label), steps, seed=0):
         optimizer.zero_grad()
         F.cross_entropy(net(image[rows]), label[rows]).backward()
@@ -154,15 +155,15 @@ def measured(task: Task, row: str, seed: int) -> Iterator[Measured]:
     step = published_step(method, student, task.teacher, shape=task.shape, layers=task.layers)
     started = time.process_time()
     if row == REAL:
-        batches = _from_rows(task, task.train[0], method, steps, seed)
+        _learn(step, _from_rows(task, task.train[0], method, steps, seed), steps)
     elif isinstance(method.schedule, Offline):
-        batches = _offline(task, method, steps, seed)
+        _learn(step, _offline(task, method, steps, seed), steps)
     else:
-        batches = _online(task, method, student, steps, seed)
-    _learn(step, batches, steps)
+        made = _synthetic(task, method, student, seed)
+        _learn(step, _epochs(made, steps), steps)
     yield _told(task, row, seed, student, started)
     if row == TO_QUANTISE:
-        yield _told(task, QUANTISED, seed, _quantised(task, method, student, seed), started)
+        yield _told(task, QUANTISED, seed, _quantised(task, made, student), started)
 
 
 def _measured_with(row: str) -> tuple[str, ...]:
@@ -176,11 +177,17 @@ def _told(task: Task, row: str, seed: int, student: Tapped, started: float) -> M
     return Measured(task.name, row, seed, right, spent, digest_of(row, task.name), commit())
 
 
-def _quantised(task: Task, method: Method, student: Tapped, seed: int) -> Tapped:
-    """A trained student with 8 bits, trained as such for a while, with bytes for weights."""
+def _quantised(task: Task, made: SyntheticBatches, student: Tapped) -> Tapped:
+    """A trained student with 8 bits, trained as such for a while, with bytes for weights.
+
+    Its generator is the one that has taught it, and goes on.
+    """
+    method = made.synthesizer.method
     learner = Tapped(rounded(student.net, 8), task.layers)
     step = published_step(method, learner, task.teacher, shape=task.shape, layers=task.layers)
-    _learn(step, _online(task, method, learner, QUANTISED_STEPS, seed), QUANTISED_STEPS)
+    going_on = _synthetic(task, method, learner, made.synthesizer.seed)
+    going_on.load_state_dict(made.state_dict())
+    _learn(step, _epochs(going_on, QUANTISED_STEPS), QUANTISED_STEPS, QUANTISED_RATE)
     return Tapped(with_integers(learner.net.eval()))
 
 
@@ -190,7 +197,7 @@ def _offline(task: Task, method: Method, steps: int, seed: int) -> Iterator[Batc
         method,
         shape=task.shape,
         normalisation=task.normalisation,
-        count=OFFLINE_PICTURES,
+        count=OFFLINE_PICTURES[task.name],
         seed=seed,
         records=_records(task),
     )
@@ -220,7 +227,7 @@ def _answers(teacher: Tapped, image: Tensor) -> Tensor:
     return torch.cat([teacher_outputs(teacher, part).logits for part in image.split(1000)])
 
 
-def _online(task: Task, method: Method, student: Tapped, steps: int, seed: int) -> Iterator[Batch]:
+def _synthetic(task: Task, method: Method, student: Tapped, seed: int) -> SyntheticBatches:
     made = Synthesizer(
         task.teacher,
         method,
@@ -229,13 +236,16 @@ def _online(task: Task, method: Method, student: Tapped, steps: int, seed: int) 
         students=[student],
         seed=seed,
     )
-    batches = SyntheticBatches(made)
+    return SyntheticBatches(made)
+
+
+def _epochs(batches: SyntheticBatches, steps: int) -> Iterator[Batch]:
     for epoch in range(-(-steps // batches.batches_per_epoch)):
         yield from batches.epoch(epoch)
 
 
-def _learn(step: DistillStep, batches: Iterable[Batch], steps: int) -> None:
-    optimizer, schedule = _optimised(step.parameters(), steps)
+def _learn(step: DistillStep, batches: Iterable[Batch], steps: int, rate: float = RATE) -> None:
+    optimizer, schedule = _optimised(step.parameters(), steps, rate)
     for batch in batches:
         optimizer.zero_grad()
         step.train()(batch).loss.backward()
@@ -245,9 +255,9 @@ def _learn(step: DistillStep, batches: Iterable[Batch], steps: int) -> None:
 
 
 def _optimised(
-    parameters: Iterable[Tensor], steps: int
+    parameters: Iterable[Tensor], steps: int, rate: float
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    optimizer = torch.optim.Adam(parameters, RATE)
+    optimizer = torch.optim.Adam(parameters, rate)
     return optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
 
 

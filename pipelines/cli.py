@@ -194,9 +194,10 @@ def synthesize(
     with Bars() as watch:
         folder = jobs.synthesize(loaded, watch=watch, tracker=Tracker(), verbose=verbose)
     say(f"{loaded.count} pictures by {loaded.method}: {folder}")
+    seen = f"mean: {[*loaded.mean]}, std: {[*loaded.std]}"
     say(
-        f"train on them with `data: {{name: parquet, root: {folder}}}`, and to test the students "
-        "on real pictures say whose: `data: {..., test: {name: NAME, root: FOLDER}}`"
+        f"train on them with `data: {{name: parquet, root: {folder}, {seen}}}`, and to test the "
+        "students on real pictures say whose: `data: {..., test: {name: NAME, root: FOLDER}}`"
     )
 
 

@@ -225,8 +225,9 @@ class RunConfig(Strict):
             )
         if self.save_every is not None:
             raise ValueError(
-                "save_every: what makes synthetic pictures is written down between epochs only; "
-                "leave it out, and have shorter epochs by synthetic.change.schedule"
+                "save_every: what makes synthetic pictures is written down between epochs and at "
+                "times of its own in a warm-up; leave it out, and have shorter epochs by "
+                "synthetic.change.schedule"
             )
         if self.data.views:
             raise ValueError(

@@ -13,7 +13,7 @@ from pipelines.strict import Strict
 from pipelines.terms import LossConfig, ScheduleConfig
 
 # Of few classes the small ones matter once the logits are softened: at 100 classes and T = 4 the
-# best rule for the tail of a top-10 is off by 0.24 in L1, uint8 by 0.003 (specs/peers.md, 3b).
+# best rule for the tail of a top-10 is off by 0.24 in L1, uint8 by 0.003.
 ENOUGH_CLASSES = 1000
 
 

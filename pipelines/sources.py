@@ -151,7 +151,12 @@ def _torchvision(data: DataConfig, part: Part) -> Pictures:
     selects: dict[str, Any] = {"train": part == "train"} if "train" in choice else {"split": part}
     try:
         rows = dataset(str(root_of(data)), download=data.download, **selects)
-    except (RuntimeError, FileNotFoundError, TypeError) as error:
+    except TypeError as error:  # it takes other arguments, as ImageFolder and ImageNet do
+        raise ValueError(
+            f"torchvision's {data.name} has no train and test parts by `download` ({error}); "
+            "pictures in a folder of each class are `data.name: folder`"
+        ) from None
+    except (RuntimeError, FileNotFoundError) as error:
         raise ValueError(
             f"torchvision's {data.name} in {data.root}: {error}; `--set data.download=true` "
             "fetches it"

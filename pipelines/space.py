@@ -92,7 +92,10 @@ class SweepConfig(Strict):
             ranges = {path: held for path, held in paths.items() if isinstance(held, Range)}
             drawn = [path for path, held in ranges.items() if held.kind != "grid"]
             if search.algorithm == "grid" and drawn:
-                raise ValueError(f"{place}.{drawn[0]}: algorithm grid takes `grid: [...]` only")
+                raise ValueError(
+                    f"{place}.{drawn[0]}: algorithm grid takes `grid: [...]` only; "
+                    "to draw from ranges set `search: {algorithm: random, num_samples: 20}`"
+                )
         if search.algorithm == "grid" and search.num_samples != 1:
             raise ValueError("search.num_samples: a grid runs each point once; give `seeds`")
         return self

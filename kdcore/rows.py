@@ -15,6 +15,11 @@ def num_workers() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def rank() -> int:
+    """This one among them, from 0 on."""
+    return dist.get_rank() if num_workers() > 1 else 0
+
+
 def gather_rows(rows: Shaped[Tensor, "b ..."]) -> Shaped[Tensor, "rows ..."]:
     """The rows of every worker in rank order; without a process group, the rows themselves.
 
@@ -57,4 +62,4 @@ class _GatherRows(torch.autograd.Function):
         # all_reduce and a slice rather than reduce_scatter: gloo has only the former
         total = gradients[0].contiguous().clone()
         dist.all_reduce(total)
-        return total[dist.get_rank() * ctx.num_rows :][: ctx.num_rows]
+        return total[rank() * ctx.num_rows :][: ctx.num_rows]

@@ -10,12 +10,11 @@ from dataclasses import dataclass, replace
 from enum import IntEnum
 
 import torch
-import torch.distributed as dist
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from kdcore import philox
-from kdcore.rows import num_workers
+from kdcore.rows import num_workers, rank
 
 
 class Stream(IntEnum):
@@ -76,5 +75,4 @@ def rows_of_worker(count: int, device: torch.device) -> Int[Tensor, " b"]:
     if count % workers:
         raise ValueError(f"a batch of {count} pictures cannot be shared by {workers} workers alike")
     share = count // workers
-    rank = dist.get_rank() if workers > 1 else 0
-    return torch.arange(rank * share, (rank + 1) * share, device=device)
+    return torch.arange(rank() * share, (rank() + 1) * share, device=device)

@@ -12,7 +12,7 @@ from kdcore.datafree.changeable import Parametrisation
 from kdcore.datafree.draws import Draw, Stream
 from kdcore.datafree.images import Normalisation
 from kdcore.datafree.plans import Pixels
-from kdcore.rows import num_workers
+from kdcore.rows import gather_rows, num_workers
 
 
 @final
@@ -53,7 +53,8 @@ class PixelPictures(Parametrisation):
             return self.normalisation.clipped(image)
         if self.plan.bounds == "stretch":
             pixels = self.normalisation.to_pixels(image)
-            least, most = pixels.amin(), pixels.amax()
+            ends = gather_rows(torch.stack([pixels.amin(), pixels.amax()])[None])
+            least, most = ends[:, 0].amin(), ends[:, 1].amax()
             return self.normalisation.to_network((pixels - least) / (most - least))
         return image
 

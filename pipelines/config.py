@@ -218,6 +218,7 @@ class RunConfig(Strict):
         if self.synthetic is None:
             return self
         self.synthetic.check_batch(self.batch_size, workers=self.workers)
+        self.synthetic.check_rounds(self.epochs)
         if self.min_workers is not None:
             raise ValueError(
                 "min_workers: each worker remembers the synthetic pictures that it has made, for "
@@ -326,8 +327,8 @@ class RunConfig(Strict):
     @property
     def metrics(self) -> Mapping[str, Literal["max", "min"]]:
         """What every epoch measures that a sweep may rank by, and which way is better."""
-        own = {} if self.synthetic is None else {AGREEMENT: "max"}
-        return {"val/top1": "max", "val/nll": "min", "val/calibration_error": "min", **own}
+        name, way = self.selects  # the agreement where it is asked for, and measured
+        return {"val/top1": "max", "val/nll": "min", "val/calibration_error": "min", name: way}
 
     @property
     def teachers(self) -> Mapping[str, TeacherConfig]:

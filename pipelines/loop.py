@@ -34,8 +34,8 @@ from pipelines.training import TrainingBatches, training_batches, with_teachers
 from pipelines.usage import Meter
 
 Metrics = dict[str, float]
-# What an epoch gave (None within one), and the folder of a checkpoint, which the receiver may empty
-# (None on every worker but the first, and for an epoch that is told again).
+# What an epoch gave (None within one or its warm-up), and the folder of a checkpoint, which the
+# receiver may empty (None on every worker but the first, and for an epoch that is told again).
 Report = Callable[[Metrics | None, Path | None], None]
 
 STATE, BEST, LAST = "state.pt", "best.safetensors", "last.safetensors"
@@ -119,7 +119,8 @@ def fit(
     """Train the step's student and report every epoch; with a process group, one of its workers.
 
     ``live`` are the teachers whose outputs do not come with the reader's batches, from a cache.
-    ``resume`` is the folder of a checkpoint, of an epoch or (``run.save_every``) of a part of one.
+    ``resume`` is the folder of a checkpoint: of an epoch, of a part of one (``run.save_every``), or
+    of a warm-up of what makes its batches.
     The result is that of an undisturbed run, and what was reported before is reported again.
 
     Raises FloatingPointError, before the weights are touched, where the loss is not finite.
@@ -148,10 +149,10 @@ def fit(
             save(Path(folder), state, step.student.net.state_dict(), best)
             report(metrics, Path(folder))
 
-    for _ in source.warm_up():
-        checkpoint(None)
     for epoch in range(len(progress.history), run.epochs):
         started, meter = time.perf_counter(), Meter(device)
+        for _ in source.warm_up():
+            checkpoint(None)
         learning_rate = schedule.get_last_lr()[0]
         batches = source.epoch(epoch, start=so_far.steps)
         for seen in _steps(module.train(), batches, optimizer, scaler, run.precision):

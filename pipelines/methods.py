@@ -108,6 +108,21 @@ class SyntheticConfig(Strict):
                 f"is {given}; they are the same, so give one of them"
             )
 
+    def check_rounds(self, epochs: int) -> None:
+        """Raise ValueError for a prior that would begin after a run's last round."""
+        schedule = self.plan.schedule
+        if isinstance(schedule, Offline):
+            return
+        rounds = schedule.warmup + epochs * schedule.rounds_per_epoch
+        for name, prior in self.plan.priors.items():
+            if prior.weight and prior.after >= rounds:
+                raise ValueError(
+                    f"synthetic.change.priors.{name}.after is {prior.after} rounds, and the run "
+                    f"has {rounds}: {schedule.warmup} of schedule.warmup and "
+                    f"{schedule.rounds_per_epoch} in each of {epochs} epochs; set `after` lower, "
+                    "or `weight` to 0"
+                )
+
     @property
     def _size_of_batch(self) -> str:
         each_epoch = isinstance(PRESETS[self.method].schedule, EveryEpoch)

@@ -39,7 +39,7 @@ def synthetic_batches(
         seed=run.seed,
     )
     judged = config.select == "agreement"
-    held_out = plan.schedule.batch_size // HELD_OUT if judged else 0
+    held_out = max(1, plan.schedule.batch_size // HELD_OUT) if judged else 0
     return SyntheticBatches(made, label=taught_by(run), held_out=held_out)
 
 

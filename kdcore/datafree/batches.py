@@ -20,6 +20,7 @@ from kdcore.teachers import teacher_outputs
 from kdcore.types import Batch
 
 FRESH_BATCHES = 4  # of pictures on which a student is judged
+_STOPS = 10  # of a warm-up, at most: its state may hold all pictures so far
 
 
 @final
@@ -57,21 +58,23 @@ class SyntheticBatches:
         return self.schedule.batches_per_epoch
 
     def warm_up(self) -> Iterator[None]:
-        """What is left of the rounds before the student's first step, which ``epoch`` makes, too.
+        """Make the rounds before the student's first step; ``epoch`` makes what is lacking of them.
 
-        Stops after as many as an epoch has, so that state may be taken.
+        Stops now and then, all workers at once, where state may be taken. What the rounds measure
+        is the first epoch's.
         """
-        a_while = 1 if isinstance(self.schedule, EveryEpoch) else self.schedule.rounds
+        between = max(self.schedule.rounds_per_epoch, -(-self.schedule.warmup // _STOPS))
         while self.synthesizer.rounds < self.schedule.warmup:
             self._invent()
-            if self.synthesizer.rounds % a_while == 0:
+            if self.synthesizer.rounds % between == 0:
                 yield
 
     def epoch(self, number: int) -> Iterator[Batch]:
         """The epoch's batches, of this worker's share of rows each."""
         for _ in self.warm_up():
             pass
-        self.rounds = Rounds()
+        if self.synthesizer.rounds > self.schedule.warmup:
+            self.rounds = Rounds()
         if isinstance(self.schedule, EveryEpoch):
             batches = self._from_pool(self.schedule)
         else:
@@ -121,7 +124,8 @@ class SyntheticBatches:
         for _ in range(schedule.rounds):
             made = self._invent()
             shared: Batch | None = None
-            for step in range(schedule.student_steps):
+            before = (self.synthesizer.rounds - 1) * schedule.student_steps
+            for step in range(before, before + schedule.student_steps):
                 if schedule.replay and step % 2:
                     yield self._pooled(schedule.batch_size)
                     continue
@@ -158,9 +162,11 @@ class SyntheticBatches:
             "synthesizer": self.synthesizer.state_dict(),
             "pool": self.pool.state_dict(),
             "held": self.held.state_dict(),
+            "rounds": self.rounds.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.synthesizer.load_state_dict(state["synthesizer"])
         self.pool.load_state_dict(state["pool"])
         self.held.load_state_dict(state["held"])
+        self.rounds.load_state_dict(state["rounds"])

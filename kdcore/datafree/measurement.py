@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from jaxtyping import Float, Float64
@@ -14,7 +15,7 @@ from kdcore.datafree.observation import observe
 from kdcore.datafree.predictions import class_shares
 from kdcore.datafree.statistics import Moments, statistics_distance
 from kdcore.datafree.synthesis import Round
-from kdcore.rows import gather_rows, num_workers, sum_over_workers
+from kdcore.rows import gather_rows, num_workers, rank, sum_over_workers
 from kdcore.taps import Tapped
 
 
@@ -43,6 +44,17 @@ class Rounds:
         own = torch.tensor(list(self.sums.values()), dtype=torch.float64, device=device)
         means = sum_over_workers(own) / (num_workers() * self.count)
         return dict(zip(self.sums, means.tolist(), strict=True))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The sums of every worker, but no pictures; all workers must ask at once."""
+        device = None if self.last is None else self.last.image.device
+        own = torch.tensor([*self.sums.values()], dtype=torch.float64, device=device)
+        return {"count": self.count, "names": [*self.sums], "sums": gather_rows(own[None])}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        own = state["sums"][rank() if len(state["sums"]) > 1 else 0]
+        self.count, self.last = state["count"], None
+        self.sums = Counter(dict(zip(state["names"], own.tolist(), strict=True)))
 
 
 @dataclass(frozen=True)

@@ -99,6 +99,10 @@ class EveryEpoch:
         """Of the student."""
         return self.student_steps
 
+    @property
+    def rounds_per_epoch(self) -> int:
+        return 1
+
 
 @dataclass(frozen=True, kw_only=True)
 class Alternation:
@@ -121,6 +125,10 @@ class Alternation:
     def batches_per_epoch(self) -> int:
         """Of the student."""
         return self.rounds * self.student_steps
+
+    @property
+    def rounds_per_epoch(self) -> int:
+        return self.rounds
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -70,16 +70,20 @@ def cases() -> Iterator[tuple[str, Method]]:
     replayed = replace(dafl.schedule, replay=True, student_steps=2)
     yield "dafl-replay", replace(dafl, schedule=replayed, pool_limit=2 * BATCH)
     norms = {name: Weighted(weight=0.01) for name in ("tv_l2", "length", "mean_length")}
-    yield "inversion-norms", replace(inverted, priors={**inverted.priors, **norms})
+    stretched = replace(inverted.images, bounds="stretch")
+    yield (
+        "inversion-norms",
+        replace(inverted, images=stretched, priors={**inverted.priors, **norms}),
+    )
 
 
 def trained(method: Method, *, workers: int) -> dict[str, Tensor]:
     """Student and synthesizer after two epochs."""
     teacher, learner = trained_teacher().double(), student()
-    made = Synthesizer(
+    synthesizer = Synthesizer(
         teacher, method, shape=SHAPE, normalisation=NORMALISATION, students=[learner], seed=3
     )
-    batches = SyntheticBatches(made)
+    batches = SyntheticBatches(synthesizer)
     step = published_step(method, learner, teacher, shape=SHAPE, layers=LAYERS)
     module = DistributedDataParallel(step) if workers > 1 else step
     optimizer = torch.optim.SGD(step.parameters(), 0.05)
@@ -88,7 +92,9 @@ def trained(method: Method, *, workers: int) -> dict[str, Tensor]:
             optimizer.zero_grad()
             module(batch).loss.backward()
             optimizer.step()
-    return dict(flat(batches.state_dict(), "made")) | dict(flat(learner.state_dict(), "student"))
+    # of the rounds what all workers together have measured; a state has each one's own sums
+    made = batches.state_dict() | {"rounds": batches.rounds.metrics}
+    return dict(flat(made, "made")) | dict(flat(learner.state_dict(), "student"))
 
 
 def flat(state: Any, name: str) -> Iterator[tuple[str, Tensor]]:

@@ -78,6 +78,20 @@ def test_a_run_that_was_broken_off_goes_on_as_if_it_had_not(name: str) -> None:
     assert second.epoch(2) == expected[2]
 
 
+@pytest.mark.parametrize(("warmup", "stops"), [(0, 0), (3, 3), (25, 8)])
+def test_a_warm_up_stops_ten_times_at_most_and_counts_to_the_first_epoch(
+    warmup: int, stops: int
+) -> None:
+    batches = Run("fast").batches
+    batches.schedule = replace(batches.schedule, warmup=warmup)
+    assert sum(1 for _ in batches.warm_up()) == stops
+    counts = []
+    for number in range(2):
+        list(batches.epoch(number))
+        counts.append(batches.rounds.count)
+    assert counts == [warmup + 1, 1]
+
+
 def test_a_batch_carries_what_the_teacher_says_of_its_very_pictures() -> None:
     run = Run("fast")
     teacher = run.batches.synthesizer.teacher

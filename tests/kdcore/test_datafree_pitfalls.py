@@ -487,6 +487,18 @@ def test_replay_needs_a_limit() -> None:
         replace(method, schedule=schedule)
 
 
+def test_replay_is_of_every_second_batch_where_a_round_has_but_one() -> None:
+    method = toy("dafl")
+    assert isinstance(method.schedule, Alternation)
+    schedule = replace(method.schedule, student_steps=1, replay=True, rounds=4)
+    batches = SyntheticBatches(synthesizer(replace(method, schedule=schedule, pool_limit=BATCH)))
+    fresh = []
+    for batch in batches.epoch(0):
+        assert batches.rounds.last is not None
+        fresh.append(batch.image is batches.rounds.last.image)
+    assert fresh == [True, False, True, False]
+
+
 def test_older_pictures_are_replayed_every_second_step() -> None:
     method = toy("dafl")
     assert isinstance(method.schedule, Alternation)

@@ -205,12 +205,18 @@ def test_a_run_without_data_that_breaks_off_goes_on_as_if_it_had_not(
     assert numbers(resumed.history) == numbers(undisturbed.history)
 
 
-@pytest.mark.parametrize(("method", "rounds"), [("dfq", 6), ("cmi", 3)])
+@pytest.mark.parametrize(
+    ("method", "warmup", "more"),
+    [("dfq", 6, {}), ("dafl", 7, {"schedule.replay": True, "pool_limit": 64}), ("cmi", 3, {})],
+)
 def test_a_warm_up_that_breaks_off_goes_on_where_it_was(
-    method: str, rounds: int, tmp_path: Path
+    method: str, warmup: int, more: dict[str, Any], tmp_path: Path
 ) -> None:
-    run = run_of(tmp_path, method)
-    run = changed(run, {"synthetic.change.schedule.warmup": rounds})
+    changes = {"schedule.warmup": warmup, **more}
+    run = changed(
+        run_of(tmp_path, method, select="agreement"),
+        {f"synthetic.change.{path}": value for path, value in changes.items()},
+    )
     inputs, kept = inputs_of(run), tmp_path / "kept"
     stops: list[Path] = []
 
@@ -242,7 +248,9 @@ def test_the_best_epoch_may_be_told_without_labels(tmp_path: Path) -> None:
     assert progress.best is not None
     assert progress.best["synthetic/agreement"] == max(agreements)
     assert all(0 <= one <= 1 for one in agreements)
-    assert run.identity != run_of(tmp_path, "fast").identity
+    by_accuracy = run_of(tmp_path, "fast")
+    assert run.identity != by_accuracy.identity
+    assert set(run.metrics) - set(by_accuracy.metrics) == {"synthetic/agreement"}
 
 
 def test_pictures_are_drawn_now_and_then_and_logged_as_an_artifact(tmp_path: Path) -> None:
@@ -270,6 +278,7 @@ def test_pictures_are_drawn_now_and_then_and_logged_as_an_artifact(tmp_path: Pat
 def test_two_ray_workers_invent_and_train_as_one_process(tmp_path: Path) -> None:
     content = {**content_of(tmp_path, "dfq"), "student": WITHOUT_BATCH_NORM["vit"], "epochs": 2}
     run = validated(RunConfig, content, where="toy")
+    run = changed(run, {"synthetic.change.schedule.warmup": 3})  # with one stop
     pair = changed(run, {"workers": 2})
     together = train_on_workers(pair, inputs_of(pair), no_word)
     alone = train_here(run, inputs_of(run), no_word)
@@ -318,6 +327,11 @@ def test_two_ray_workers_invent_and_train_as_one_process(tmp_path: Path) -> None
         (
             {"synthetic": {"method": "dafl", "change": {"schedule": {"batch_size": 32}}}},
             "batch_size is 16 and synthetic.change.schedule.batch_size is 32; they are the same",
+        ),
+        (
+            {"synthetic": {"method": "cmi", "change": {"schedule": {"warmup": 1}}}},
+            "synthetic.change.priors.masked_disagreement.after is 195 rounds, and the run has 4: "
+            "1 of schedule.warmup and 1 in each of 3 epochs",
         ),
         ({"data": {"name": "digits", "views": 2}}, "data.views: 2 are views of real pictures"),
         ({"save_every": 2}, "save_every: what makes synthetic pictures is written down between"),

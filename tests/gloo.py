@@ -20,7 +20,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.nn  # see joined
+
+# It has the group as default arguments. Imported after the group is there, as by the first model
+# under DDP, it keeps the group beyond its destruction, whose threads may then free a tensor while
+# the interpreter ends: "terminate called without an active exception".
+import torch.distributed.nn
 from torch import Tensor
 
 NUM_WORKERS = 2
@@ -60,12 +64,7 @@ def measured_by(script: Path, folder: Path) -> Measured:
 
 @contextmanager
 def joined(rank: int, folder: Path, measured: Measured) -> Iterator[None]:
-    """This process as one of the workers; at the end rank 0 writes what was measured.
-
-    ``torch.distributed.nn`` has the group as default arguments. Where DDP is the first to import
-    it, the group is there already, outlives its own destruction by them, and its threads may free
-    a tensor while the interpreter ends: "terminate called without an active exception".
-    """
+    """This process as one of the workers; at the end rank 0 writes what was measured."""
     dist.init_process_group(
         "gloo",
         init_method=f"file://{folder / 'rendezvous'}",
@@ -79,7 +78,7 @@ def joined(rank: int, folder: Path, measured: Measured) -> Iterator[None]:
         torch.save(measured, folder / _MEASURED)
     dist.destroy_process_group()
     gc.collect()  # a model under DDP is in a cycle with itself
-    assert group() is None, "the group's threads outlive it"
+    assert group() is None, "something still holds the group, see the imports"
 
 
 def mean_over_workers(value: Tensor) -> Tensor:

@@ -9,9 +9,10 @@ teachers, and a line of ``measured.jsonl`` for every row and seed: what is there
 again, so that this can be stopped and gone on with. ``table`` writes results/datafree.md.
 
 One thread and process time, so that what else the machine does counts little. Plain convolutional
-networks as teacher and student; every student has the same optimiser, and the published methods a
-budget of CPU seconds rather than of GPU hours (``datafree_rows.py``). The accuracy is that of the
-last step on the test part: without data there is nothing to choose a better one by.
+networks as teacher and student; every student but that of 8 bits has the same optimiser, and the
+published methods a budget of CPU seconds rather than of GPU hours (``datafree_rows.py``). The
+accuracy is that of the last step on the test part: without data there is nothing to choose a better
+one by.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from datafree_rows import (
     QUANTISED_STEPS,
     RATE,
     REAL,
+    SEEDS,
     TEACHER,
     TO_QUANTISE,
     digest_of,
@@ -101,7 +103,7 @@ def made_task(name: str, work: Path, packed: Path) -> Task:
     parts = _read(name, _unpacked(packed, work) if name == "FashionMNIST" else None)
     torch.manual_seed(0)
     net, layers = NETWORKS[name]["teacher"].build(10), layers_of(name)
-    weights = work / f"teacher_{name}.pt"
+    weights = work / f"teacher_{name}_{digest_of(TEACHER, name)}.pt"
     if weights.exists():
         net.load_state_dict(torch.load(weights, weights_only=True))
         return Task(name, *parts, freeze(Tapped(net, layers)))
@@ -154,15 +156,17 @@ def measured(task: Task, row: str, seed: int) -> Iterator[Measured]:
     student = task.student()
     step = published_step(method, student, task.teacher, shape=task.shape, layers=task.layers)
     started = time.process_time()
+    offline = isinstance(method.schedule, Offline)
+    made = None if offline else _synthetic(task, method, student, seed)
     if row == REAL:
-        _learn(step, _from_rows(task, task.train[0], method, steps, seed), steps)
-    elif isinstance(method.schedule, Offline):
-        _learn(step, _offline(task, method, steps, seed), steps)
+        batches = _from_rows(task, task.train[0], method, steps, seed)
+    elif made is None:
+        batches = _offline(task, method, steps, seed)
     else:
-        made = _synthetic(task, method, student, seed)
-        _learn(step, _epochs(made, steps), steps)
+        batches = _epochs(made, steps)
+    _learn(step, batches, steps)
     yield _told(task, row, seed, student, started)
-    if row == TO_QUANTISE:
+    if row == TO_QUANTISE and made is not None:
         yield _told(task, QUANTISED, seed, _quantised(task, made, student), started)
 
 
@@ -240,7 +244,10 @@ def _synthetic(task: Task, method: Method, student: Tapped, seed: int) -> Synthe
 
 
 def _epochs(batches: SyntheticBatches, steps: int) -> Iterator[Batch]:
-    for epoch in range(-(-steps // batches.batches_per_epoch)):
+    epochs, rest = divmod(steps, batches.batches_per_epoch)
+    if rest:
+        raise ValueError(f"{steps} steps are no whole epochs of {batches.batches_per_epoch}")
+    for epoch in range(epochs):
         yield from batches.epoch(epoch)
 
 
@@ -284,7 +291,7 @@ def main() -> None:
     measure.add_argument("data", choices=DATA)
     measure.add_argument("work", type=Path)
     measure.add_argument("--rows", nargs="*", choices=[REAL, *BUDGETS])
-    measure.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
+    measure.add_argument("--seeds", nargs="*", type=int, default=SEEDS)
     measure.add_argument("--fashion-mnist", type=Path, default=FASHION_MNIST)
     commands.add_parser("table").add_argument("work", type=Path)
     asked = parser.parse_args()

@@ -35,9 +35,12 @@ class Prior:
     batch_level: bool = False
 
     @property
+    def remembers(self) -> bool:
+        return isinstance(self.function, type)
+
+    @property
     def inputs(self) -> tuple[str, ...]:
-        remembers = isinstance(self.function, type)
-        called = self.function.forward if remembers else self.function  # type: ignore[attr-defined]
+        called = self.function.forward if self.remembers else self.function  # type: ignore[attr-defined]
         return tuple(
             name
             for name, parameter in inspect.signature(called).parameters.items()
@@ -110,7 +113,7 @@ class Priors(nn.Module):
         self.weighted = {name: one for name, one in weighted.items() if one.weight}
         self.remembering = nn.ModuleDict()
         for name, one in self.weighted.items():
-            if isinstance(PRIORS[name].function, type):
+            if PRIORS[name].remembers:
                 self.remembering[name] = _made(PRIORS[name], one, seen)
 
     def forward(self, seen: Seen, rounds: int) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from kdcore.datafree.observation import has_batch_norm
-from kdcore.datafree.plans import Method, Offline
+from kdcore.datafree.plans import Generators, Method, Offline
 from kdcore.datafree.presets import PRESETS
 from kdcore.datafree.priors import PRIORS
 from kdcore.taps import Tapped
@@ -50,6 +50,16 @@ def check_students(students: Sequence[nn.Module], method: Method) -> None:
     """Raise ValueError where there are none and a prior needs one."""
     if not students and any(PRIORS[name].needs_student for name in _named(method)):
         raise ValueError("this method makes pictures against a student: give it `students`")
+
+
+def check_ensemble(method: Method) -> None:
+    """Raise ValueError for several generators under a prior that remembers: it hears the last."""
+    remembering = [name for name in _named(method) if PRIORS[name].remembers]
+    if isinstance(method.images, Generators) and method.images.count > 1 and remembering:
+        raise ValueError(
+            f"the priors {remembering} remember the pictures of the last generator alone, and "
+            f"images.count is {method.images.count}; set it to 1, or their weights to 0"
+        )
 
 
 def _named(method: Method) -> list[str]:

@@ -19,7 +19,7 @@ from kdcore.datafree.images import Normalisation
 from kdcore.datafree.parametrisations import parametrisation
 from kdcore.datafree.plans import Method
 from kdcore.datafree.priors import Priors
-from kdcore.datafree.requirements import check_students, check_teacher
+from kdcore.datafree.requirements import check_ensemble, check_students, check_teacher
 from kdcore.datafree.seen import Seen
 from kdcore.datafree.targets import Records, classes_in_turn, drawn_targets
 from kdcore.taps import Tapped
@@ -62,6 +62,7 @@ class Synthesizer:
     ) -> None:
         check_teacher(teacher, method)
         check_students(students, method)
+        check_ensemble(method)
         self.teacher, self.method = teacher, method
         self.students, self.records = tuple(students), records
         self.seed, self.first = seed, first

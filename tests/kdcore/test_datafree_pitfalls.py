@@ -19,7 +19,7 @@ from kdcore.datafree.learning import published_step
 from kdcore.datafree.measurement import answers, picture_metrics
 from kdcore.datafree.memory import Pool
 from kdcore.datafree.observation import observe
-from kdcore.datafree.plans import Alternation, Method, Offline, Weighted
+from kdcore.datafree.plans import Alternation, Generators, Method, Offline, Weighted
 from kdcore.datafree.predictions import class_imbalance, class_shares
 from kdcore.datafree.presets import PRESETS
 from kdcore.datafree.priors import PRIORS
@@ -485,6 +485,15 @@ def test_replay_needs_a_limit() -> None:
     schedule = replace(method.schedule, replay=True)
     with pytest.raises(ValueError, match="every checkpoint: give `pool_limit`"):
         replace(method, schedule=schedule)
+
+
+def test_what_remembers_is_refused_to_an_ensemble() -> None:
+    dfq, fast = toy("dfq"), toy("fast")
+    assert isinstance(dfq.images, Generators)
+    averaged = {"averaged_statistics": fast.priors["averaged_statistics"]}
+    several = replace(dfq, images=replace(dfq.images, count=2), priors={**dfq.priors, **averaged})
+    with pytest.raises(ValueError, match=r"'averaged_statistics'.* images\.count is 2; set it"):
+        synthesizer(several)
 
 
 def test_replay_is_of_every_second_batch_where_a_round_has_but_one() -> None:

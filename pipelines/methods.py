@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import MISSING, fields, is_dataclass, replace
 from functools import cache
+from types import NoneType
 from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 from pydantic import (
@@ -217,13 +218,31 @@ def _changed_fields(held: Any, changes: Mapping[str, Any], above: tuple[str, ...
         if key not in known:
             raise ValueError(unknown_name(f"key {'.'.join(above)}", key, known))
         current = getattr(held, key)
-        if is_dataclass(current) or isinstance(current, Mapping):
+        if value is None and NoneType in get_args(hints[key]):
+            values[key] = None
+        elif is_dataclass(current) and isinstance(value, Mapping):
+            values[key] = changed_plan(_with_keys(current, hints[key], value, path), value, path)
+        elif is_dataclass(current) or isinstance(current, Mapping):
             values[key] = changed_plan(current, value, path)
         elif (kinds := _plans(hints[key])) and isinstance(value, Mapping):
             values[key] = changed_plan(_first_with(kinds, value, path), value, path)
         else:
             values[key] = _checked(_bounded(key, hints[key]), value, path)
     return replace(held, **values)
+
+
+def _with_keys(held: Any, hint: Any, keys: Mapping[str, Any], above: tuple[str, ...]) -> Any:
+    """What is held, unless only another kind of plan has all of the keys: that one's defaults."""
+    kinds = [kind for kind in _plans(hint) if keys.keys() <= {one.name for one in fields(kind)}]
+    if not kinds or type(held) in kinds:
+        return held
+    if any(one.default is MISSING and one.default_factory is MISSING for one in fields(kinds[0])):
+        raise ValueError(
+            f"{'.'.join(above)} has the keys of {kinds[0].__name__}, and this method has "
+            f"{type(held).__name__}, which `change` cannot exchange; begin with a method that has "
+            "the former, or compose one in Python of kdcore.datafree.plans.Method"
+        )
+    return kinds[0]()
 
 
 def _plans(hint: Any) -> list[Any]:

@@ -321,6 +321,14 @@ def test_two_ray_workers_invent_and_train_as_one_process(tmp_path: Path) -> None
             "change.images.clip_norm: input should be greater than 0, got 0",
         ),
         (
+            {"synthetic": {"method": "fast", "change": {"images": {"count": 2}}}},
+            "change.images has the keys of Generators, and this method has Adapted",
+        ),
+        (
+            {"synthetic": {"method": "fast", "change": {"images": None}}},
+            "change.images: expected a mapping of keys, got None",
+        ),
+        (
             {"synthetic": {"method": "fast", "change": {"losses": {"kd": {}}}}},
             "are the losses of the run; give it there",
         ),
@@ -417,6 +425,9 @@ def test_targets_that_a_method_has_not_are_of_the_kind_that_has_their_keys() -> 
     assert drawn.targets == GaussianPredictions(deviation=2.0)
     assert changed_method("dafl", {"targets": {}}).targets == Classes()
     assert changed_method("dafl", {"targets": None}).targets is None
+    drawn = changed_method("deepinversion", {"targets": {"deviation": 2}})
+    assert drawn.targets == GaussianPredictions(deviation=2.0)
+    assert changed_method("deepinversion", {"targets": None}).targets is None
 
 
 def test_a_prior_s_parameter_is_kept_as_the_type_of_the_signature() -> None:
